@@ -1,0 +1,221 @@
+"""Trains the three anchors of `deit-micro` on CIFAR-10, from scratch, on one CPU or GPU.
+
+    python benchmarks/train_deit_micro.py --data data/cifar10 --out zoo/builtin/deit-micro
+
+All three learn in one loop from the same augmented batches: the base network from the
+labels, the other two from the labels and from the base network's current answers
+(Zhang et al. 2018, "Deep Mutual Learning", arXiv:1706.00384, in one direction). Matrices
+of the blocks are updated by Muon, everything else by AdamW, both on a one-cycle
+schedule; bf16 autocast. A checkpoint after every epoch lets an interrupted run go on.
+
+Written: one fp16 safetensors file per anchor, and `training.json` with accuracies on the
+10,000 test images, settings, seed, versions, hardware and date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import platform
+import time
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from timm.layers import set_fused_attn
+from torchvision.datasets import CIFAR10
+
+ANCHORS = ("deit_micro_tiny", "deit_micro_small", "deit_micro_base")
+MEAN = torch.tensor((0.4914, 0.4822, 0.4465)).view(1, 3, 1, 1)
+STD = torch.tensor((0.2470, 0.2435, 0.2616)).view(1, 3, 1, 1)
+
+
+class CIFAR10WithoutSums(CIFAR10):
+    """torchvision's reader, without MD5 sums: prepare_cifar10.py cannot reproduce them."""
+
+    train_list = [[name, None] for name, _ in CIFAR10.train_list]
+    test_list = [[name, None] for name, _ in CIFAR10.test_list]
+    meta = {**CIFAR10.meta, "md5": None}
+
+
+def load(root: Path, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (N, 3, 32, 32) uint8 and labels (N,)."""
+    split = CIFAR10WithoutSums(root, train=train)
+    return torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets)
+
+
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    return ((images.float() / 255 - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+
+
+def augment(images: torch.Tensor, generator: torch.Generator, cutout: int) -> torch.Tensor:
+    """Random crop after 4 pixels of reflection, random flip, one square cut out."""
+    count, _, size, _ = images.shape
+    padded = F.pad(images.float(), (4, 4, 4, 4), mode="reflect")
+    shift = torch.randint(0, 9, (2, count), generator=generator)
+    flip = torch.rand(count, generator=generator) < 0.5
+    across = torch.arange(size).expand(count, size)
+    columns = torch.where(flip[:, None], across.flip(1), across) + shift[0][:, None]
+    rows = across + shift[1][:, None]
+    cropped = padded[
+        torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]
+    ].permute(0, 3, 1, 2)
+    result = normalise(cropped)
+    if cutout:
+        centre = torch.randint(0, size, (2, count), generator=generator)
+        inside = [(across - c[:, None]).abs() <= cutout // 2 for c in centre]
+        result = result.masked_fill((inside[0][:, :, None] & inside[1][:, None, :])[:, None], 0.0)
+    return result
+
+
+def split_parameters(model: torch.nn.Module) -> tuple[list, list, list]:
+    """Matrices of the blocks; other weights that decay; biases, norms and positions."""
+    matrices, weights, rest = [], [], []
+    for name, parameter in model.named_parameters():
+        if name.startswith("blocks.") and parameter.ndim == 2:
+            matrices.append(parameter)
+        elif parameter.ndim >= 2 and "pos_embed" not in name:
+            weights.append(parameter)
+        else:
+            rest.append(parameter)
+    return matrices, weights, rest
+
+
+def make_optimisers(models, arguments) -> list[torch.optim.Optimizer]:
+    matrices, weights, rest = (sum(parts, []) for parts in zip(*map(split_parameters, models), strict=True))
+    adam = torch.optim.AdamW(
+        [{"params": weights, "weight_decay": arguments.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        lr=arguments.lr, betas=(0.9, 0.99),
+    )
+    muon = torch.optim.Muon(
+        matrices, lr=arguments.lr, weight_decay=arguments.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, adam]
+
+
+def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Top-1 in per cent, fp32."""
+    model.eval()
+    with torch.inference_mode():
+        hits = sum(
+            (model(normalise(x)).argmax(1) == y).sum().item()
+            for x, y in zip(images.split(500), labels.split(500), strict=True)
+        )
+    return 100 * hits / len(labels)
+
+
+def losses(models, images, labels, arguments) -> torch.Tensor:
+    """Cross-entropy for all; for the cheaper ones also KL from the dearest one's answer."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = [model(images).float() for model in models]
+    target = F.log_softmax(logits[-1].detach(), 1)
+    total = logits[-1].new_zeros(())
+    for answer in logits:
+        total = total + F.cross_entropy(answer, labels, label_smoothing=arguments.smoothing)
+    for answer in logits[:-1]:
+        total = total + F.kl_div(F.log_softmax(answer, 1), target, log_target=True, reduction="batchmean")
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--anchors", nargs="+", default=list(ANCHORS), help="cheapest first")
+    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--batch", type=int, default=250)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.05)
+    parser.add_argument("--smoothing", type=float, default=0.1)
+    parser.add_argument("--cutout", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=int, help="use only so many training images")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    import klas_zoo.micro  # noqa: F401  registers the anchors with timm
+
+    set_fused_attn(False)  # the fused kernel's backward pass is slow on CPUs for 16 tokens
+    torch.manual_seed(arguments.seed)
+    images, labels = load(arguments.data, train=True)
+    images, labels = images[: arguments.limit], labels[: arguments.limit]
+    test_images, test_labels = load(arguments.data, train=False)
+    models = [timm.create_model(name).to(memory_format=torch.channels_last) for name in arguments.anchors]
+    optimisers = make_optimisers(models, arguments)
+    steps_per_epoch = len(images) // arguments.batch
+    total = steps_per_epoch * arguments.epochs
+    warm = max(1, total // 20)
+
+    def rate(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
+
+    schedulers = [torch.optim.lr_scheduler.LambdaLR(o, rate) for o in optimisers]
+    generator = torch.Generator().manual_seed(arguments.seed)
+    history: list[dict] = []
+    checkpoint = arguments.out / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        for thing, saved in zip((*models, *optimisers, *schedulers), state["parts"], strict=True):
+            thing.load_state_dict(saved)
+        generator.set_state(state["generator"])
+        history = state["history"]
+
+    for epoch in range(len(history), arguments.epochs):
+        started, running = time.perf_counter(), 0.0
+        for model in models:
+            model.train()
+        order = torch.randperm(len(images), generator=generator)
+        for chosen in order[: steps_per_epoch * arguments.batch].split(arguments.batch):
+            loss = losses(models, augment(images[chosen], generator, arguments.cutout), labels[chosen], arguments)
+            loss.backward()
+            for optimiser, scheduler in zip(optimisers, schedulers, strict=True):
+                optimiser.step()
+                optimiser.zero_grad()
+                scheduler.step()
+            running += loss.item()
+        row = {
+            "epoch": epoch + 1,
+            "loss": running / steps_per_epoch,
+            "seconds": time.perf_counter() - started,
+            "top1": [accuracy(m, test_images, test_labels) for m in models],
+        }
+        history.append(row)
+        print(json.dumps(row), flush=True)
+        state = {
+            "parts": [t.state_dict() for t in (*models, *optimisers, *schedulers)],
+            "generator": generator.get_state(),
+            "history": history,
+        }
+        torch.save(state, checkpoint.with_suffix(".tmp"))
+        os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+
+    report = {}
+    for name, model in zip(arguments.anchors, models, strict=True):
+        half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+        half = {k: v.contiguous() for k, v in half.items()}
+        save_file(half, arguments.out / f"{name}.safetensors")
+        # what is shipped is what is measured: fp16 weights, read back as fp32
+        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in half.items()})
+        report[name] = {"top1_test": accuracy(model, test_images, test_labels)}
+        print(name, report[name], flush=True)
+    record = {
+        "anchors": report,
+        "settings": {k: v for k, v in vars(arguments).items() if k not in ("data", "out")},
+        "history": history,
+        "hours": sum(row["seconds"] for row in history) / 3600,
+        "versions": {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
+        "hardware": f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}",
+        "date": datetime.date.today().isoformat(),
+    }
+    (arguments.out / "training.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
