@@ -1,0 +1,66 @@
+"""Quantities as people write them on a command line, and as tables show them."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from klas_zoo.errors import BadQuantity
+
+_NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Zµμ]*)\s*", re.ASCII | re.IGNORECASE)
+_MILLISECONDS = {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "μs": 1e-3, "ms": 1.0, "s": 1e3}
+_BYTES = {
+    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30,
+}  # fmt: skip
+
+
+def _parse(text: str, units: dict[str, float], what: str, forms: str) -> float:
+    match = _NUMBER.fullmatch(text) if len(text) <= 64 else None
+    scale = units.get(match.group(2).lower()) if match else None
+    value = float(match.group(1)) * scale if match and scale else 0.0
+    if not 0 < value < math.inf:
+        shown = text if len(text) <= 64 else text[:61] + "..."
+        raise BadQuantity(f"'{shown}' is not a {what}: write {forms}, a number above zero and its unit.")
+    return value
+
+
+def parse_latency_ms(text: str) -> float:
+    """Milliseconds from `5ms`, `200us` or `1.5s`.
+
+    Raises:
+        BadQuantity: the text has no unit, an unknown unit, or is not above zero.
+    """
+    return _parse(text, _MILLISECONDS, "latency", "it as 5ms, 200us or 1.5s")
+
+
+def parse_size_bytes(text: str) -> int:
+    """Bytes from `50MB` (10^6), `48MiB` (2^20), `900kB` or `1GB`.
+
+    Raises:
+        BadQuantity: the text has no unit, an unknown unit, or is not above zero.
+    """
+    return max(1, round(_parse(text, _BYTES, "size", "it as 50MB, 48MiB, 900kB or 1GB")))
+
+
+def format_latency(latency_ms: float) -> str:
+    """`0.412 ms`, `12.3 ms`, `1.52 s`: three significant digits."""
+    if latency_ms >= 1_000:
+        return f"{latency_ms / 1_000:.2f} s"
+    digits = 3 if latency_ms < 1 else 2 if latency_ms < 10 else 1
+    return f"{latency_ms:.{digits}f} ms"
+
+
+def format_size(size_bytes: int) -> str:
+    """`812 kB`, `14.2 MB`: powers of ten."""
+    if size_bytes < 1_000:
+        return f"{size_bytes} B"
+    for unit, scale in (("kB", 1e3), ("MB", 1e6)):
+        if size_bytes < scale * 1_000:
+            return f"{size_bytes / scale:.3g} {unit}"
+    return f"{size_bytes / 1e9:.2f} GB"
+
+
+def format_macs(macs: float) -> str:
+    """`6.6 M`, `1.26 G`: multiply-adds (1 MAC = 2 FLOPs)."""
+    return f"{macs / 1e9:.3g} G" if macs >= 1e9 else f"{macs / 1e6:.3g} M"
