@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from timm.layers import set_fused_attn
 from torchvision.datasets import CIFAR10
 
+SHIFT = 3  # pixels
 ANCHORS = ("deit_micro_tiny", "deit_micro_small", "deit_micro_base")
 MEAN = torch.tensor((0.4914, 0.4822, 0.4465)).view(1, 3, 1, 1)
 STD = torch.tensor((0.2470, 0.2435, 0.2616)).view(1, 3, 1, 1)
@@ -54,10 +55,10 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 
 
 def augment(images: torch.Tensor, generator: torch.Generator, cutout: int) -> torch.Tensor:
-    """Random crop after 4 pixels of reflection, random flip, one square cut out."""
+    """Random shift over a reflected border, random flip, one square cut out."""
     count, _, size, _ = images.shape
-    padded = F.pad(images.float(), (4, 4, 4, 4), mode="reflect")
-    shift = torch.randint(0, 9, (2, count), generator=generator)
+    padded = F.pad(images.float(), (SHIFT,) * 4, mode="reflect")
+    shift = torch.randint(0, 2 * SHIFT + 1, (2, count), generator=generator)
     flip = torch.rand(count, generator=generator) < 0.5
     across = torch.arange(size).expand(count, size)
     columns = torch.where(flip[:, None], across.flip(1), across) + shift[0][:, None]
@@ -127,12 +128,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--anchors", nargs="+", default=list(ANCHORS), help="cheapest first")
-    parser.add_argument("--epochs", type=int, default=25)
-    parser.add_argument("--batch", type=int, default=250)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=200)
+    parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--smoothing", type=float, default=0.1)
-    parser.add_argument("--cutout", type=int, default=8)
+    parser.add_argument("--cutout", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="use only so many training images")
     arguments = parser.parse_args()
