@@ -1,0 +1,179 @@
+"""Anchors built and loaded: from a family's description to chains with their weights."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from klas_zoo.architectures import to_chain
+from klas_zoo.chains import Chain
+from klas_zoo.errors import FamilyError, UnknownName, WeightsError
+from klas_zoo.families import AnchorSpec, FamilySpec
+
+Weights = Literal["pretrained", "random"]
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Anchors as chains, ordered from cheap to dear.
+
+    `data_config` is timm's: input size, mean, std, interpolation and crop of the images the
+    anchors were trained on. `fingerprint` is a hash of all weights.
+    """
+
+    name: str
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    chains: dict[str, Chain]
+    data_config: dict[str, Any]
+    weights: Weights
+    fingerprint: str
+
+
+def load_family(
+    spec: FamilySpec, *, weights_folder: Path | None = None, random_weights: bool = False, seed: int = 0
+) -> Family:
+    """Builds every anchor of a family and loads its weights.
+
+    Args:
+        weights_folder: take `<anchor>` or `<model>` with one of .safetensors, .pth, .pt, .bin from
+            here instead of the family's own checkpoints.
+        random_weights: initialise at random (from `seed`) instead; accuracies mean nothing.
+
+    Raises:
+        WeightsError: a checkpoint is missing, truncated or of another model.
+        FamilyError: timm does not know a model, or the anchors do not agree on classes.
+    """
+    chains: dict[str, Chain] = {}
+    config: dict[str, Any] = {}
+    for index, anchor in enumerate(spec.anchors):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + index)
+            model = _build(anchor, spec, _source(anchor, weights_folder, random_weights))
+        chain = to_chain(model, spec.input_shape)
+        if chain.classes != spec.num_classes:
+            raise FamilyError(
+                f"Anchor {anchor.name} tells {chain.classes} classes apart, the family {spec.num_classes}."
+            )
+        chains[anchor.name] = chain.eval()
+        config = config or timm.data.resolve_model_data_config(model)
+    return Family(
+        name=spec.name,
+        input_shape=spec.input_shape,
+        num_classes=spec.num_classes,
+        chains=chains,
+        data_config={**config, "input_size": spec.input_shape},
+        weights="random" if random_weights else "pretrained",
+        fingerprint=_fingerprint(chains),
+    )
+
+
+def _source(anchor: AnchorSpec, folder: Path | None, random_weights: bool) -> Path | Weights:
+    if random_weights:
+        return "random"
+    if folder is None:
+        return anchor.checkpoint or "pretrained"
+    for stem in (anchor.name, anchor.model):
+        for suffix in _SUFFIXES:
+            if (candidate := folder / f"{stem}{suffix}").is_file():
+                return candidate
+    raise WeightsError(
+        f"No weights for anchor {anchor.name} in {folder}: expected {anchor.name} or {anchor.model} "
+        f"with one of {', '.join(_SUFFIXES)}."
+    )
+
+
+def _build(anchor: AnchorSpec, spec: FamilySpec, source: Path | Weights) -> nn.Module:
+    import klas_zoo.micro  # noqa: F401  registers its models with timm
+
+    if not timm.is_model(anchor.model):
+        raise UnknownName("timm model", anchor.model, timm.list_models(), f"Asked for by {spec.name}.")
+    settings = {"num_classes": spec.num_classes, **anchor.arguments}
+    try:
+        model = timm.create_model(anchor.model, pretrained=source == "pretrained", **settings)
+    except (OSError, RuntimeError) as error:
+        # the hub's client raises OSErrors and RuntimeErrors of its own
+        if source != "pretrained":
+            raise FamilyError(f"timm cannot build {anchor.model}: {error}") from error
+        raise WeightsError(
+            f"timm could not load pretrained weights of {anchor.model} ({_first_line(error)}): put them in "
+            "a folder and say --weights DIR, or --random-weights to go without."
+        ) from error
+    except TypeError as error:
+        raise FamilyError(f"timm cannot build {anchor.model} with {settings}: {error}.") from error
+    if isinstance(source, Path):
+        _load(model, anchor, source)
+    return model
+
+
+def _load(model: nn.Module, anchor: AnchorSpec, path: Path) -> None:
+    state = read_state_dict(path)
+    wanted = model.state_dict()
+    missing = sorted(wanted.keys() - state.keys())
+    unknown = sorted(state.keys() - wanted.keys())
+    if missing or unknown:
+        odd = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which the model lacks"
+        raise WeightsError(
+            f"{path} is not a checkpoint of {anchor.model}: it {odd} "
+            f"({len(missing)} missing, {len(unknown)} unknown of {len(wanted)} tensors)."
+        )
+    for name, tensor in state.items():
+        if tensor.shape != wanted[name].shape:
+            raise WeightsError(
+                f"{path} is not a checkpoint of {anchor.model}: {name} is {tuple(tensor.shape)} there and "
+                f"{tuple(wanted[name].shape)} in the model."
+            )
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise WeightsError(f"{path} holds values that are not finite in {name}.")
+    model.load_state_dict(state)
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name from a safetensors file or a torch state dict; no code in it is ever run.
+
+    A state dict may lie under the key `model` or `state_dict`, as in published DeiT checkpoints.
+
+    Raises:
+        WeightsError: missing, truncated, or not a plain state dict.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"Weights {path} do not exist.") from error
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"{path} is not a whole safetensors file ({error}): copy it again.") from error
+    except pickle.UnpicklingError as error:
+        raise WeightsError(f"{path} is a pickle that would run code or is damaged; save a state dict.") from error
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise WeightsError(f"{path} is not a whole torch checkpoint ({_first_line(error)}).") from error
+    for key in ("model", "state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise WeightsError(f"{path} is not a state dict: expected tensors by name.")
+    return found
+
+
+def _fingerprint(chains: dict[str, Chain]) -> str:
+    digest = hashlib.sha256()
+    for anchor, chain in chains.items():
+        for name, tensor in chain.state_dict().items():
+            digest.update(f"{anchor}/{name}".encode())
+            digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

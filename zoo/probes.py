@@ -1,0 +1,161 @@
+"""ProbeNet: one linear probe on every block of every frozen anchor (KLAS §3.1).
+
+The anchor's forward pass runs once per batch, without gradient, and all of its probes learn
+from that one pass. A probe is pooled features → standardisation without parameters →
+Linear(width, classes) → softmax; standardisation with running statistics stays a linear
+map, and lets probes of very different scales share one learning rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from klas_zoo.chains import Chain
+from klas_zoo.data import Batch
+from klas_zoo.errors import SelectionError
+
+
+class Probes(nn.Module):
+    """The probes of one anchor, one per block, and its own final output as position n + 1.
+
+    Blocks of equal width are computed together, as one batched matrix product.
+    """
+
+    def __init__(self, chain: Chain) -> None:
+        super().__init__()
+        self.depth = chain.depth
+        self.pool = chain.pool
+        widths = [chain.width(block) for block in range(1, chain.depth + 1)]
+        self.groups = {width: [k for k, w in enumerate(widths) if w == width] for width in sorted(set(widths))}
+        self.norms = nn.ModuleDict({str(w): _Standardise(len(b), w) for w, b in self.groups.items()})
+        self.weights = nn.ParameterDict(
+            {str(w): torch.zeros(len(b), w, chain.classes) for w, b in self.groups.items()}
+        )
+        self.biases = nn.ParameterDict(
+            {str(w): torch.zeros(len(b), 1, chain.classes) for w, b in self.groups.items()}
+        )
+
+    def forward(self, pooled: list[Tensor]) -> Tensor:
+        """Pooled features of block 1..n, each (B, D_k) → logits (n, B, classes)."""
+        logits: list[Tensor | None] = [None] * self.depth
+        for width, blocks in self.groups.items():
+            key = str(width)
+            features = self.norms[key](torch.stack([pooled[k] for k in blocks]))
+            answers = torch.baddbmm(self.biases[key], features, self.weights[key])
+            for k, answer in zip(blocks, answers, strict=True):
+                logits[k] = answer
+        return torch.stack(logits)  # type: ignore[arg-type]
+
+
+class _Standardise(nn.Module):
+    """Features of n blocks (n, B, D), each channel to mean 0 and variance 1."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, blocks: int, width: int, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(blocks, 1, width))
+        self.register_buffer("variance", torch.ones(blocks, 1, width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training:
+            variance, mean = torch.var_mean(features, 1, keepdim=True, correction=0)
+            self.mean.lerp_(mean, self.momentum)
+            self.variance.lerp_(variance, self.momentum)
+        else:
+            variance, mean = self.variance, self.mean
+        return (features - mean) * (variance + 1e-6).rsqrt()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """How probes learn. The paper saw convergence by epoch 4."""
+
+    epochs: int = 4
+    batch: int = 64
+    learning_rate: float = 0.01
+    weight_decay: float = 1e-3
+
+
+def walk_pooled(chain: Chain, pool: Callable[[Tensor], Tensor], images: Tensor) -> tuple[list[Tensor], Tensor]:
+    """One forward pass: pooled features of block 1..n, each (B, D_k), and the logits (B, classes)."""
+    pooled = []
+    features = None
+    for position, features in enumerate(chain.walk(images)):
+        if position > 0:
+            pooled.append(pool(features))
+    return pooled, chain.head(features)
+
+
+def train_probes(
+    chains: dict[str, Chain],
+    epochs: Iterable[Iterator[Batch]],
+    settings: ProbeSettings,
+    *,
+    on_batch: Callable[[int], None] = lambda images: None,
+) -> dict[str, Probes]:
+    """Trains the probes of all anchors over the same batches.
+
+    Args:
+        epochs: `settings.epochs` iterators over the training split.
+        on_batch: told the number of images after each batch.
+
+    Raises:
+        SelectionError: an anchor's features or a probe's loss are not finite; names the block.
+    """
+    probes = {name: Probes(chain).to(_device(chain)).train() for name, chain in chains.items()}
+    optimiser = torch.optim.AdamW(
+        [p for probe in probes.values() for p in probe.parameters()],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+    )
+    for epoch, batches in enumerate(epochs):
+        # a linear decay to a tenth: the last epochs settle instead of circling
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * (1 - 0.9 * epoch / max(1, settings.epochs - 1))
+        for images, labels in batches:
+            total = torch.zeros(())
+            for name, chain in chains.items():
+                with torch.inference_mode():
+                    pooled, _ = walk_pooled(chain, chain.pool, images)
+                losses = _losses(probes[name]([p.clone() for p in pooled]), labels)
+                _check_finite(losses, name)
+                total = total + losses.sum()
+            total.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            on_batch(len(labels))
+    return {name: probe.eval() for name, probe in probes.items()}
+
+
+def log_probabilities(chain: Chain, probes: Probes, images: Tensor) -> Tensor:
+    """log P after every block, and of the anchor itself at the end: (n + 1, B, classes)."""
+    pooled, logits = walk_pooled(chain, chain.pool, images)
+    return F.log_softmax(torch.cat([probes(pooled), logits[None]]).float(), -1)
+
+
+def _losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each probe: (n, B, classes), (B,) → (n,)."""
+    blocks, count, classes = logits.shape
+    flat = F.cross_entropy(logits.reshape(-1, classes), labels.repeat(blocks), reduction="none")
+    return flat.view(blocks, count).mean(1)
+
+
+def _check_finite(losses: Tensor, anchor: str) -> None:
+    bad = (~torch.isfinite(losses.detach())).nonzero()
+    if len(bad):
+        raise SelectionError(
+            f"The probe after block {int(bad[0]) + 1} of {anchor} has no finite loss: its activations "
+            "overflow or the checkpoint is damaged."
+        )
+
+
+def _device(chain: Chain) -> torch.device:
+    return next(chain.parameters()).device

@@ -1,0 +1,283 @@
+"""The registry: verified engines with their accuracy and latency, safe against a death at any moment.
+
+    <root>/registry.sqlite            builds, engines and latencies
+    <root>/engines/ab/ab12….onnx      each engine under its own SHA-256
+    <root>/build.lock                 held by the build that is under way
+
+Files come first and one transaction refers to them last. A build that dies before its
+commit leaves at most files nobody refers to, and the build before it stays current. Paths
+follow from the SHA-256, so a registry can be moved as a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from klas_zoo import database
+from klas_zoo.errors import DamagedRegistry, RegistryError, VerificationError
+from klas_zoo.exporters.records import Verification
+from klas_zoo.files import replacing, sha256_of
+from klas_zoo.profiles.records import LatencyRecord
+from klas_zoo.records import BuildRecord, EngineRecord, NewEngine
+from klas_zoo.routes import Route
+
+__all__ = ["BuildRecord", "EngineRecord", "NewEngine", "Registry", "check_file", "default_root"]
+
+_CURRENT = """
+    JOIN builds ON builds.id = engines.build_id
+    WHERE builds.current
+      AND (:family IS NULL OR builds.family = :family)
+      AND (:device IS NULL OR builds.device = :device)
+"""
+_OF_A_BUILD = ("family", "device", "weights", "dataset", "data_fingerprint")
+_OF_AN_ENGINE = ("runtime", "precision", "macs", "parameters", "top1", "images")
+_OF_A_FILE = ("sha256", "size_bytes")
+
+
+def default_root() -> Path:
+    """The folder `KLAS_ZOO_REGISTRY` names, else the user's data folder of this platform."""
+    named = os.environ.get("KLAS_ZOO_REGISTRY")
+    if named:
+        return Path(named).expanduser().absolute()
+    import platformdirs
+
+    return platformdirs.user_data_path("klas-zoo", appauthor=False)
+
+
+def check_file(engine: EngineRecord, *, content: bool) -> None:
+    """Compares an engine's file with its record: its size, and its SHA-256 where `content` is true.
+
+    Raises:
+        DamagedRegistry: the file is missing, cannot be read, or is not what was registered.
+    """
+    try:
+        same = engine.path.stat().st_size == engine.size_bytes
+        found = "is not the file that was registered"
+        same = same and (not content or sha256_of(engine.path) == engine.sha256)
+    except OSError as error:
+        same, found = False, f"cannot be read ({error.strerror})"
+    if not same:
+        raise DamagedRegistry(
+            f"The file of engine {engine.route} of {engine.family} {found}: {engine.path}. "
+            f"Run klas-zoo build again."
+        )
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A folder of engines. It holds no connection: every method opens its own, in any thread or process."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: Path | str | None = None, *, create: bool) -> Registry:
+        """The registry at `root`, by default at `default_root()`; with `create`, made when there is none.
+
+        Raises:
+            NewerRegistry: a newer klas-zoo made it; nothing in it was touched.
+            DamagedRegistry: what stands there is no registry.
+            RegistryError: there is none and `create` is false, or it cannot be read or made.
+        """
+        registry = cls(Path(root).expanduser().absolute() if root is not None else default_root())
+        with database.in_one_sentence(registry.root, "opened"):
+            if not database.is_there(registry._database):
+                if not create:
+                    raise RegistryError(f"No registry at {registry.root}: run klas-zoo build first.")
+                registry.root.mkdir(parents=True, exist_ok=True)
+                with registry.writing():
+                    if not database.is_there(registry._database):  # else another process was faster
+                        database.create(registry._database)
+            database.connect(registry._database).close()
+        return registry
+
+    @contextmanager
+    def writing(self, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Holds the lock of builds over all processes; calls `on_wait` once if another one has it.
+
+        The system frees the lock when the process dies. One process cannot take it twice.
+
+        Raises:
+            RegistryError: the registry's folder cannot be written.
+        """
+        import fcntl  # not at the top: picking also works where there is no fcntl
+
+        with database.in_one_sentence(self.root, "locked"):
+            lock = (self.root / "build.lock").open("ab")
+        with lock:
+            with database.in_one_sentence(self.root, "locked"):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    waits = False
+                except BlockingIOError:
+                    waits = True
+            if waits:
+                on_wait()
+                with database.in_one_sentence(self.root, "locked"):
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                # a forked worker that lives on has the lock too: closing alone would not free it
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+    def register(self, build: BuildRecord, engines: Sequence[NewEngine]) -> int:
+        """Makes `engines` the current ones of the build's family and device; gives the build's id.
+
+        All or nothing: whatever happens before the end, what was current stays current.
+
+        Raises:
+            VerificationError: an engine did not pass; nothing was written.
+            RegistryError: the disk is full, the folder cannot be written, an engine's file cannot be read.
+            ValueError: there is no engine, or one that does not belong to the build.
+        """
+        _check(build, engines)
+        texts = {"settings": _json(dict(build.settings)), "versions": _json(dict(build.versions))}
+        values = {**vars(build), **texts, "current": 1}
+        with database.in_one_sentence(self.root, "written"):
+            stored = [self._store(engine.file) for engine in engines]
+            with closing(database.connect(self._database, timeout_s=60)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute(
+                    "UPDATE builds SET current = 0 WHERE family = :family AND device = :device AND current",
+                    {"family": build.family, "device": build.device},
+                )
+                build_id = _insert(connection, "builds", values)
+                for engine, file in zip(engines, stored, strict=True):
+                    columns = _engine_columns(engine) | file | {"build_id": build_id}
+                    engine_id = _insert(connection, "engines", columns)
+                    for latency in engine.latencies:
+                        texts = {"shape": _json(latency.shape)}
+                        _insert(connection, "latencies", {**vars(latency), **texts, "engine_id": engine_id})
+                connection.execute("COMMIT")
+        return build_id
+
+    def engines(self, family: str | None = None, device: str | None = None) -> list[EngineRecord]:
+        """The engines of every current build, or of one family or device; the fewest MACs first.
+
+        Raises:
+            DamagedRegistry: an entry cannot be understood.
+            RegistryError: the registry cannot be read.
+        """
+        names = {"family": family, "device": device}
+        with self._reading() as connection:
+            connection.execute("BEGIN")  # both queries see the same moment
+            latencies: dict[int, list[LatencyRecord]] = {}
+            for row in connection.execute(
+                "SELECT latencies.* FROM latencies JOIN engines ON engines.id = latencies.engine_id"
+                f" {_CURRENT} ORDER BY latencies.batch",
+                names,
+            ):
+                latencies.setdefault(row["engine_id"], []).append(_latency(row))
+            rows = connection.execute(
+                f"SELECT engines.*, finished_at, {', '.join(_OF_A_BUILD)} FROM engines"
+                f" {_CURRENT} ORDER BY engines.macs, engines.id",
+                names,
+            )
+            return [self._engine(row, tuple(latencies.get(row["id"], ()))) for row in rows]
+
+    def build(self, build_id: int) -> BuildRecord:
+        """A build, current or not, as it was registered.
+
+        Raises:
+            RegistryError: there is no such build, or the registry cannot be read.
+        """
+        with self._reading() as connection:
+            row = connection.execute("SELECT * FROM builds WHERE id = ?", (build_id,)).fetchone()
+            if row is None:
+                raise RegistryError(f"The registry {self.root} has no build {build_id}.")
+            values = {field.name: row[field.name] for field in fields(BuildRecord)}
+            texts = {name: json.loads(values[name]) for name in ("settings", "versions")}
+            return BuildRecord(**{**values, **texts})
+
+    @property
+    def _database(self) -> Path:
+        return self.root / "registry.sqlite"
+
+    def _path(self, sha256: str) -> Path:
+        return self.root / "engines" / sha256[:2] / f"{sha256}.onnx"
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with database.in_one_sentence(self.root, "read"):
+                with closing(database.connect(self._database)) as connection:
+                    yield connection
+        except (ValueError, TypeError, KeyError) as error:
+            raise DamagedRegistry(
+                f"An entry of the registry {self.root} cannot be understood ({error}): "
+                f"move it away and run klas-zoo build again."
+            ) from error
+
+    def _store(self, file: Path) -> dict[str, str | int]:
+        """Copies a file into the store, or finds it there; its `sha256` and its `size_bytes`."""
+        sha256 = sha256_of(file)
+        target = self._path(sha256)
+        if not target.is_file() or sha256_of(target) != sha256:
+            with replacing(target) as temporary:
+                shutil.copyfile(file, temporary)
+                if sha256_of(temporary) != sha256:
+                    raise RegistryError(f"{file} changed while it was copied to {self.root}: build again.")
+        return {"sha256": sha256, "size_bytes": target.stat().st_size}
+
+    def _engine(self, row: sqlite3.Row, latencies: tuple[LatencyRecord, ...]) -> EngineRecord:
+        return EngineRecord(
+            **{name: row[name] for name in (*_OF_A_BUILD, *_OF_AN_ENGINE, *_OF_A_FILE)},
+            route=Route.from_json(json.loads(row["route"])),
+            input_shape=tuple(json.loads(row["input_shape"])),
+            verification=Verification(**json.loads(row["verification"])),
+            latencies=latencies,
+            path=self._path(row["sha256"]),
+            build_id=row["build_id"],
+            built_at=row["finished_at"],
+        )
+
+
+def _check(build: BuildRecord, engines: Sequence[NewEngine]) -> None:
+    if not engines:
+        raise ValueError("a build without engines would hide the one before it")
+    for engine in engines:
+        for name in _OF_A_BUILD:
+            if getattr(engine, name) != getattr(build, name):
+                raise ValueError(f"{engine.route} and its build differ in {name}")
+        seen = engine.verification
+        if not seen.passed:
+            raise VerificationError(
+                f"The engine {engine.route} of {engine.family} is not the same function as its route: over "
+                f"{seen.images} images its logits differ by up to {seen.max_abs_difference:.3g} (allowed: "
+                f"{seen.tolerance:.3g}) and {seen.top1_agreement:.2%} of its answers agree (at least "
+                f"{seen.min_agreement:.2%} have to). Nothing was registered."
+            )
+
+
+def _engine_columns(engine: NewEngine) -> dict[str, Any]:
+    return {name: getattr(engine, name) for name in _OF_AN_ENGINE} | {
+        "route": _json(engine.route.to_json()),
+        "input_shape": _json(engine.input_shape),
+        "verification": _json(vars(engine.verification)),
+    }
+
+
+def _latency(row: sqlite3.Row) -> LatencyRecord:
+    values = {field.name: row[field.name] for field in fields(LatencyRecord)}
+    return LatencyRecord(**{**values, "shape": tuple(json.loads(row["shape"]))})
+
+
+def _insert(connection: sqlite3.Connection, table: str, values: Mapping[str, Any]) -> int:
+    """Inserts one row whose columns are the keys; its id."""
+    names = ", ".join(values)
+    marks = ", ".join(f":{name}" for name in values)
+    row = connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", values).lastrowid
+    assert row is not None
+    return row
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
