@@ -1,0 +1,41 @@
+"""klas-zoo: stitched networks for every latency budget.
+
+Names are imported when they are first used, so that `klas_zoo.pick` costs milliseconds.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from klas_zoo.chains import Chain as Chain
+    from klas_zoo.errors import KlasZooError as KlasZooError
+    from klas_zoo.picking import Pick as Pick
+    from klas_zoo.picking import pick as pick
+    from klas_zoo.registry import Registry as Registry
+    from klas_zoo.routes import Route as Route
+    from klas_zoo.routes import Segment as Segment
+    from klas_zoo.supernet import Supernet as Supernet
+
+_HOMES = {
+    "Chain": "klas_zoo.chains",
+    "KlasZooError": "klas_zoo.errors",
+    "Pick": "klas_zoo.picking",
+    "Registry": "klas_zoo.registry",
+    "Route": "klas_zoo.routes",
+    "Segment": "klas_zoo.routes",
+    "Supernet": "klas_zoo.supernet",
+    "pick": "klas_zoo.picking",
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605  a list, made from the map above so that they cannot differ
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'klas_zoo' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -63,7 +63,8 @@ class Split(Dataset[tuple[Tensor, int]]):
 class Data:
     """The three splits of one data set. `augmented` is `train` with training transforms.
 
-    `description` says what it is in a few words, `fingerprint` identifies it.
+    `description` says what it is in a few words; the fingerprints identify all images and the
+    test images alone: accuracies compare only where the latter is the same.
     """
 
     train: Split
@@ -72,6 +73,7 @@ class Data:
     test: Split
     description: str
     fingerprint: str
+    test_fingerprint: str
 
 
 def load_data(
@@ -109,6 +111,7 @@ def load_data(
         test=Split(test, range(len(test.labels)), plain),
         description=f"{description}, {len(kept)} + {len(heldout)} held out, {len(test.labels)} test images",
         fingerprint=_fingerprint(train, test),
+        test_fingerprint=_fingerprint(test),
     )
 
 
@@ -131,7 +134,13 @@ def hold_out(labels: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
 
 
 def batches(
-    split: Split, size: int, *, shuffle_seed: int | None = None, workers: int = 0, forever: bool = False
+    split: Split,
+    size: int,
+    *,
+    device: torch.device | str = "cpu",
+    shuffle_seed: int | None = None,
+    workers: int = 0,
+    forever: bool = False,
 ) -> Iterator[Batch]:
     """Images (B, C, H, W) and labels (B,). Shuffled batches are all of one size; others end short.
 
@@ -152,10 +161,12 @@ def batches(
     )
     while True:
         try:
-            yield from loader
+            for images, labels in loader:
+                yield images.to(device), labels.to(device)
         except DataError as error:
             # a worker process sends its whole traceback; the last line is the sentence
-            raise DataError(str(error).strip().splitlines()[-1].removeprefix("klas_zoo.errors.DataError: ")) from error
+            sentence = str(error).strip().splitlines()[-1].removeprefix("klas_zoo.errors.DataError: ")
+            raise DataError(sentence) from error
         if not forever:
             return
 

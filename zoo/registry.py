@@ -207,9 +207,11 @@ class Registry:
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         try:
-            with database.in_one_sentence(self.root, "read"):
-                with closing(database.connect(self._database)) as connection:
-                    yield connection
+            with (
+                database.in_one_sentence(self.root, "read"),
+                closing(database.connect(self._database)) as connection,
+            ):
+                yield connection
         except (ValueError, TypeError, KeyError) as error:
             raise DamagedRegistry(
                 f"An entry of the registry {self.root} cannot be understood ({error}): "

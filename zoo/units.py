@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 from klas_zoo.errors import BadQuantity
 
@@ -15,7 +16,7 @@ _BYTES = {
 }  # fmt: skip
 
 
-def _parse(text: str, units: dict[str, float], what: str, forms: str) -> float:
+def _parse(text: str, units: Mapping[str, float], what: str, forms: str) -> float:
     match = _NUMBER.fullmatch(text) if len(text) <= 64 else None
     scale = units.get(match.group(2).lower()) if match else None
     value = float(match.group(1)) * scale if match and scale else 0.0
@@ -45,10 +46,9 @@ def parse_size_bytes(text: str) -> int:
 
 def format_latency(latency_ms: float) -> str:
     """`0.412 ms`, `12.3 ms`, `1.52 s`: three significant digits."""
-    if latency_ms >= 1_000:
-        return f"{latency_ms / 1_000:.2f} s"
-    digits = 3 if latency_ms < 1 else 2 if latency_ms < 10 else 1
-    return f"{latency_ms:.{digits}f} ms"
+    if latency_ms >= 999.5:
+        return f"{latency_ms / 1_000:.{_decimals(latency_ms / 1_000)}f} s"
+    return f"{latency_ms:.{_decimals(latency_ms)}f} ms"
 
 
 def format_size(size_bytes: int) -> str:
@@ -56,11 +56,20 @@ def format_size(size_bytes: int) -> str:
     if size_bytes < 1_000:
         return f"{size_bytes} B"
     for unit, scale in (("kB", 1e3), ("MB", 1e6)):
-        if size_bytes < scale * 1_000:
+        # not 1000: what rounds to it belongs to the next unit
+        if size_bytes < scale * 999.5:
             return f"{size_bytes / scale:.3g} {unit}"
     return f"{size_bytes / 1e9:.2f} GB"
 
 
 def format_macs(macs: float) -> str:
-    """`6.6 M`, `1.26 G`: multiply-adds (1 MAC = 2 FLOPs)."""
-    return f"{macs / 1e9:.3g} G" if macs >= 1e9 else f"{macs / 1e6:.3g} M"
+    """`6.6 M`, `1.26 G`, `1.02 T`: multiply-adds (1 MAC = 2 FLOPs)."""
+    for unit, scale in (("M", 1e6), ("G", 1e9)):
+        if macs < scale * 999.5:
+            return f"{macs / scale:.3g} {unit}"
+    return f"{macs / 1e12:.3g} T"
+
+
+def _decimals(value: float) -> int:
+    """How many decimals show three significant digits; 12 at most."""
+    return min(12, max(0, 2 - math.floor(math.log10(value)))) if value > 0 else 3

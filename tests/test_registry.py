@@ -1,0 +1,685 @@
+"""The registry, above all what is left of it when something goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import fields
+from pathlib import Path
+
+import made_up
+import pytest
+
+from klas_zoo import database
+from klas_zoo import registry as registry_module
+from klas_zoo.errors import DamagedRegistry, NewerRegistry, RegistryError, VerificationError
+from klas_zoo.profiles.records import LatencyRecord
+from klas_zoo.records import BuildRecord
+from klas_zoo.registry import Registry, check_file, default_root
+
+TESTS = Path(__file__).parent
+PREAMBLE = f"""
+import os, shutil, signal, sqlite3, sys
+from pathlib import Path
+sys.path.insert(0, {str(TESTS)!r})
+import made_up
+from klas_zoo import database, registry
+from klas_zoo.errors import RegistryError
+from klas_zoo.registry import Registry
+root, work = Path(sys.argv[1]), Path(sys.argv[2])
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "registry"
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def registry(root: Path) -> Registry:
+    return Registry.open(root, create=True)
+
+
+def child(script: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
+    """Starts a Python of its own that runs `script`."""
+    command = [sys.executable, "-c", PREAMBLE + script, *map(str, arguments)]
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, **streams, **options)  # type: ignore[call-overload]
+
+
+def files_in(root: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file with its bytes and the time it was written, nanoseconds."""
+    return {
+        str(path.relative_to(root)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+def names_of(registry: Registry) -> list[str]:
+    return [str(engine.route) for engine in registry.engines()]
+
+
+def assert_intact(registry: Registry) -> None:
+    for engine in registry.engines():
+        check_file(engine, content=True)
+        assert engine.latencies
+
+
+# what is registered comes back
+
+
+def test_a_registered_engine_comes_back_with_everything_that_was_said_of_it(registry: Registry, work: Path) -> None:
+    latencies = (made_up.latency(1.5), made_up.latency(9.0, batch=8, shape=(8, 3, 8, 8)))
+    new = made_up.new_engine(work / "a.onnx", "tiny", 71.25, latencies, macs=2**40)
+    build_id = registry.register(made_up.build(), [new])
+    (found,) = registry.engines()
+    for field in fields(made_up.EngineRecord):
+        if hasattr(new, field.name):
+            assert getattr(found, field.name) == getattr(new, field.name), field.name
+    assert found.path.read_bytes() == b"tiny"
+    assert found.size_bytes == 4
+    # an independent way to it: printf tiny | sha256sum
+    assert found.sha256 == "8950abfda7b727630760dd35bcf5c3daa7631aff223a90f7728c0d2521dde10c"
+    assert found.path == registry.root / "engines" / "89" / f"{found.sha256}.onnx"
+    assert (found.build_id, found.built_at) == (build_id, made_up.build().finished_at)
+    assert registry.build(build_id) == made_up.build()
+
+
+def test_latencies_are_found_by_percentile_and_batch(registry: Registry, work: Path) -> None:
+    latencies = (made_up.latency(1.5, p90_ms=1.75), made_up.latency(9.0, batch=8))
+    registry.register(made_up.build(), [made_up.new_engine(work / "a", latencies=latencies)])
+    (found,) = registry.engines()
+    assert found.latency_ms("p90", 1) == 1.75
+    assert found.latency_ms("p50", 8) == 9.0
+    assert found.latency_ms("p50", 2) is None
+
+
+def test_engines_come_sorted_by_macs(registry: Registry, work: Path) -> None:
+    new = [made_up.new_engine(work / n, n, macs=m) for n, m in (("b", 30), ("a", 10), ("c", 20))]
+    registry.register(made_up.build(), new)
+    assert names_of(registry) == ["a", "c", "b"]
+
+
+def test_a_build_replaces_the_one_before_it_of_the_same_family_and_device_only(
+    registry: Registry, work: Path
+) -> None:
+    for family, device, name in (("f", "cpu", "a"), ("f", "gpu", "b"), ("g", "cpu", "c"), ("f", "cpu", "d")):
+        new = made_up.new_engine(work / name, name, family=family, device=device)
+        registry.register(made_up.build(family=family, device=device), [new])
+    assert sorted(names_of(registry)) == ["b", "c", "d"]
+    assert [str(e.route) for e in registry.engines(family="f", device="cpu")] == ["d"]
+    assert [str(e.route) for e in registry.engines(device="gpu")] == ["b"]
+    assert registry.engines(family="nobody") == []
+    assert registry.build(1).family == "f"
+
+
+def test_a_registry_that_was_moved_finds_its_engines(registry: Registry, work: Path, tmp_path: Path) -> None:
+    registry.register(made_up.build(), [made_up.new_engine(work / "a")])
+    moved = registry.root.rename(tmp_path / "moved #1?")
+    (found,) = Registry.open(moved, create=False).engines()
+    assert found.path.is_relative_to(moved)
+    check_file(found, content=True)
+
+
+def test_the_same_engine_is_stored_once_and_mended_when_it_was_damaged(registry: Registry, work: Path) -> None:
+    new = made_up.new_engine(work / "a")
+    registry.register(made_up.build(), [new])
+    (before,) = registry.engines()
+    written = before.path.stat().st_mtime_ns
+    registry.register(made_up.build(), [new])
+    assert before.path.stat().st_mtime_ns == written
+    before.path.write_bytes(b"TINY")
+    with pytest.raises(DamagedRegistry):
+        check_file(before, content=True)
+    registry.register(made_up.build(), [new])
+    check_file(before, content=True)
+    assert len(list(registry.root.rglob("*.onnx"))) == 1
+
+
+def test_registering_leaves_no_temporary_files_and_reading_leaves_none(registry: Registry, work: Path) -> None:
+    registry.register(made_up.build(), [made_up.new_engine(work / "a")])
+    registry.engines()
+    left = {path.name for path in registry.root.rglob("*") if path.is_file()}
+    assert left == {"registry.sqlite", "build.lock", registry.engines()[0].path.name}
+
+
+def test_the_tables_have_a_column_for_every_field_of_the_records(registry: Registry) -> None:
+    with closing(database.connect(registry.root / "registry.sqlite")) as connection:
+        columns = {
+            table: {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}
+            for table in ("builds", "latencies")
+        }
+        assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        assert connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
+        assert connection.execute("PRAGMA synchronous").fetchone()[0] == 2
+    assert columns["builds"] == {f.name for f in fields(BuildRecord)} | {"id", "current"}
+    assert columns["latencies"] == {f.name for f in fields(LatencyRecord)} | {"engine_id"}
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    "found", [{"max_abs_difference": 1.0}, {"top1_agreement": 0.5}, {"max_abs_difference": float("nan")}]
+)
+def test_an_engine_that_is_not_its_route_is_refused_before_anything_is_written(
+    registry: Registry, work: Path, found: dict[str, float]
+) -> None:
+    good = made_up.new_engine(work / "a", "good")
+    bad = made_up.new_engine(work / "b", "bad", verification=made_up.verification(**found))
+    before = files_in(registry.root)
+    with pytest.raises(VerificationError, match="The engine bad of deit-micro is not the same function"):
+        registry.register(made_up.build(), [good, bad])
+    assert files_in(registry.root) == before
+
+
+def test_a_build_without_engines_is_a_bug(registry: Registry) -> None:
+    with pytest.raises(ValueError, match="without engines"):
+        registry.register(made_up.build(), [])
+
+
+@pytest.mark.parametrize("name", ["family", "device", "data_fingerprint"])
+def test_an_engine_of_another_build_is_a_bug(registry: Registry, work: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"differ in {name}"):
+        registry.register(made_up.build(), [made_up.new_engine(work / "a", **{name: "another"})])
+
+
+@pytest.mark.parametrize("top1", [-1.0, 100.5, float("nan")])
+def test_an_accuracy_that_is_none_is_a_bug(work: Path, top1: float) -> None:
+    with pytest.raises(ValueError, match="top1"):
+        made_up.new_engine(work / "a", top1=top1)
+
+
+@pytest.mark.parametrize("p50_ms", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_latency_that_is_none_is_a_bug(work: Path, p50_ms: float) -> None:
+    with pytest.raises(ValueError, match="finite and above zero"):
+        made_up.new_engine(work / "a", latencies=p50_ms)
+
+
+def test_two_latencies_at_one_batch_size_are_a_bug(work: Path) -> None:
+    with pytest.raises(ValueError, match="two latencies"):
+        made_up.new_engine(work / "a", latencies=(made_up.latency(1.0), made_up.latency(2.0)))
+
+
+# where there is no registry, or no good one
+
+
+def test_without_a_registry_the_message_says_what_to_run_and_nothing_is_made(root: Path) -> None:
+    with pytest.raises(RegistryError, match=f"No registry at {root}: run klas-zoo build first"):
+        Registry.open(root, create=False)
+    assert not root.exists()
+
+
+def test_a_database_that_was_only_begun_counts_as_none(root: Path) -> None:
+    root.mkdir()
+    (root / "registry.sqlite").touch()
+    with pytest.raises(RegistryError, match="run klas-zoo build first"):
+        Registry.open(root, create=False)
+    assert Registry.open(root, create=True).engines() == []
+
+
+def test_the_log_of_a_deleted_database_is_not_played_into_a_new_one(root: Path, work: Path) -> None:
+    registry = Registry.open(root, create=True)
+    holder = sqlite3.connect(root / "registry.sqlite")  # keeps the log from being tidied away
+    holder.execute("SELECT * FROM builds").fetchall()
+    registry.register(made_up.build(), [made_up.new_engine(work / "a")])
+    log = (root / "registry.sqlite-wal").read_bytes()
+    holder.close()
+    assert log
+    (root / "registry.sqlite").unlink()
+    (root / "registry.sqlite-wal").write_bytes(log)
+    assert Registry.open(root, create=True).engines() == []
+
+
+@pytest.mark.parametrize("content", [b"x", b"not a database at all" * 100, b"SQLite format 3\0"])
+@pytest.mark.parametrize("create", [True, False])
+def test_garbage_in_place_of_the_database_is_named_and_left_alone(root: Path, content: bytes, create: bool) -> None:
+    root.mkdir()
+    (root / "registry.sqlite").write_bytes(content)
+    with pytest.raises(DamagedRegistry, match="no SQLite database"):
+        Registry.open(root, create=create)
+    assert files_in(root)["registry.sqlite"][0] == content
+
+
+def test_a_database_of_another_program_is_left_alone(root: Path) -> None:
+    root.mkdir()
+    with closing(sqlite3.connect(root / "registry.sqlite")) as connection:
+        connection.executescript("CREATE TABLE theirs (x); PRAGMA user_version = 1;")
+    before = files_in(root)
+    with pytest.raises(DamagedRegistry, match="not a registry of klas-zoo"):
+        Registry.open(root, create=True)
+    assert files_in(root) == before
+
+
+def test_pages_that_were_overwritten_are_called_damage(registry: Registry, work: Path) -> None:
+    registry.register(made_up.build(), [made_up.new_engine(work / "a")])
+    file = registry.root / "registry.sqlite"
+    content = file.read_bytes()
+    file.write_bytes(content[:100] + b"\xff" * (len(content) - 100))
+    with pytest.raises(DamagedRegistry, match="is damaged"):
+        registry.engines()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE engines SET route = 'tiny'",
+        "UPDATE engines SET route = '[]'",
+        "UPDATE engines SET verification = '{}'",
+        "UPDATE engines SET top1 = 400",
+        "UPDATE latencies SET shape = '3'",
+        "DROP TABLE latencies",
+    ],
+)
+def test_an_entry_that_cannot_be_understood_is_called_damage(
+    registry: Registry, work: Path, damage: str
+) -> None:
+    registry.register(made_up.build(), [made_up.new_engine(work / "a")])
+    with closing(database.connect(registry.root / "registry.sqlite")) as connection:
+        connection.execute(damage)
+    with pytest.raises(DamagedRegistry):
+        registry.engines()
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_newer_registry_is_left_byte_for_byte_as_it_was(registry: Registry, work: Path, create: bool) -> None:
+    registry.register(made_up.build(), [made_up.new_engine(work / "a")])
+    with closing(sqlite3.connect(registry.root / "registry.sqlite")) as connection:
+        connection.execute("PRAGMA user_version = 2")
+    before = files_in(registry.root)
+    with pytest.raises(NewerRegistry, match=r"its schema is 2, this one knows up to 1\. Upgrade klas-zoo"):
+        Registry.open(registry.root, create=create)
+    assert files_in(registry.root) == before
+
+
+def test_a_newer_registry_is_recognised_while_its_version_is_still_in_the_log(registry: Registry) -> None:
+    with closing(sqlite3.connect(registry.root / "registry.sqlite")) as connection:
+        connection.execute("PRAGMA user_version = 2")
+        before = (registry.root / "registry.sqlite").read_bytes()
+        assert int.from_bytes(before[60:64], "big") == 1
+        with pytest.raises(NewerRegistry):
+            Registry.open(registry.root, create=True)
+        with pytest.raises(NewerRegistry):
+            registry.engines()
+        assert (registry.root / "registry.sqlite").read_bytes() == before
+
+
+def test_a_file_in_place_of_the_folder_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RegistryError, match="cannot be opened: Not a directory"):
+        Registry.open(tmp_path / "file", create=True)
+
+
+def test_an_engine_file_that_is_not_there_is_one_sentence(registry: Registry, work: Path) -> None:
+    new = made_up.new_engine(work / "a")
+    (work / "a").unlink()
+    with pytest.raises(RegistryError, match="No such file"):
+        registry.register(made_up.build(), [new])
+
+
+def test_the_default_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KLAS_ZOO_REGISTRY", str(tmp_path))
+    assert default_root() == tmp_path
+    monkeypatch.setenv("KLAS_ZOO_REGISTRY", "")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert default_root().name == "klas-zoo"
+    assert default_root().is_absolute()
+
+
+# disks and permissions
+
+
+def test_a_full_disk_while_an_engine_is_copied_keeps_the_build_before(
+    registry: Registry, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.register(made_up.build(), [made_up.new_engine(work / "a", "old")])
+
+    def full(source: Path, target: Path) -> None:
+        target.write_bytes(b"ha")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(registry_module.shutil, "copyfile", full)
+    with pytest.raises(RegistryError, match=r"No space left on device\. Free some space; what was registered"):
+        registry.register(made_up.build(), [made_up.new_engine(work / "b", "new")])
+    assert names_of(registry) == ["old"]
+    assert not list(registry.root.rglob("*.part"))
+
+
+def test_a_full_disk_while_the_database_grows_keeps_the_build_before(
+    registry: Registry, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.register(made_up.build(), [made_up.new_engine(work / "a", "old")])
+    connect = database.connect
+
+    def connect_to_a_full_disk(file: Path, *, timeout_s: float = 1) -> sqlite3.Connection:
+        connection = connect(file, timeout_s=timeout_s)
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    monkeypatch.setattr(database, "connect", connect_to_a_full_disk)
+    with pytest.raises(RegistryError, match="database or disk is full. Free some space"):
+        registry.register(made_up.build(command="x" * 100_000), [made_up.new_engine(work / "b", "new")])
+    assert names_of(registry) == ["old"]
+
+
+def test_a_file_that_changes_while_it_is_copied_is_not_registered(
+    registry: Registry, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_module.shutil, "copyfile", lambda source, target: target.write_bytes(b"other"))
+    with pytest.raises(RegistryError, match="changed while it was copied"):
+        registry.register(made_up.build(), [made_up.new_engine(work / "a")])
+    assert registry.engines() == []
+
+
+@pytest.fixture
+def foreign_folder() -> Iterator[Path]:
+    """A folder that another user can reach, whose own permissions a test may take away."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+        for path in [Path(folder), *Path(folder).rglob("*")]:
+            path.chmod(0o755)
+
+
+AS_NOBODY = """
+import fcntl  # before this Python's own files may be out of reach
+if os.getuid() == 0:  # root may write whatever the permissions say
+    os.setgid(65534)
+    os.setuid(65534)
+for path in work.iterdir():
+    assert not os.access(path, os.W_OK), path
+found = Registry.open(root, create=False)
+print([str(engine.route) for engine in found.engines()], os.access(found.engines()[0].path, os.R_OK))
+def refused():
+    with found.writing():
+        pass
+def refused_too():
+    found.register(made_up.build(), [made_up.new_engine(root / "registry.sqlite")])
+for attempt in (refused, refused_too):
+    try:
+        attempt()
+    except RegistryError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("log", ["no log", "a log that a killed build left", "a log in use"])
+def test_a_folder_that_cannot_be_written_can_be_read(foreign_folder: Path, tmp_path: Path, log: str) -> None:
+    root = foreign_folder / "registry"
+    old_umask = os.umask(0o022)
+    try:
+        registry = Registry.open(root, create=True)
+        registry.register(made_up.build(), [made_up.new_engine(tmp_path / "a", "old")])
+    finally:
+        os.umask(old_umask)
+    expected = "old"
+    holder = sqlite3.connect(root / "registry.sqlite") if log != "no log" else None
+    if holder:
+        expected = "new"
+        holder.execute("SELECT * FROM builds").fetchall()
+        registry.register(made_up.build(), [made_up.new_engine(tmp_path / "b", "new")])
+        assert (root / "registry.sqlite-wal").stat().st_size
+    if log == "a log that a killed build left":
+        assert holder
+        kept = {path: path.read_bytes() for path in root.glob("registry.sqlite*")}
+        holder.close()
+        for path, content in kept.items():
+            path.write_bytes(content)
+    for path in (*root.rglob("*"), root):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    output, errors = child(AS_NOBODY, root, root).communicate(timeout=60)
+    assert errors == ""
+    lines = output.splitlines()
+    assert lines[0] == f"['{expected}'] True"
+    assert "cannot be locked: Permission denied" in lines[1]
+    assert "cannot be written: " in lines[2]
+    assert len(lines) == 3
+    if holder:
+        holder.close()
+
+
+def test_a_log_that_cannot_be_read_is_refused_rather_than_ignored(foreign_folder: Path, tmp_path: Path) -> None:
+    root = foreign_folder / "registry"
+    registry = Registry.open(root, create=True)
+    holder = sqlite3.connect(root / "registry.sqlite")
+    holder.execute("SELECT * FROM builds").fetchall()
+    registry.register(made_up.build(), [made_up.new_engine(tmp_path / "a", "only in the log")])
+    log = (root / "registry.sqlite-wal").read_bytes()
+    holder.close()
+    (root / "registry.sqlite-wal").write_bytes(log)  # and no -shm beside it
+    for path in (*root.rglob("*"), root):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    output, errors = child(AS_NOBODY, root, root).communicate(timeout=60)
+    assert output == ""
+    assert "cannot be opened: unable to open database file. Check who may write to that folder." in errors
+
+
+# deaths
+
+DIE_IN_THE_DATABASE = """
+before = sys.argv[3]
+class Mortal(sqlite3.Connection):
+    def execute(self, sql, *arguments):
+        if sql.startswith(before):
+            os.kill(os.getpid(), signal.SIGKILL)
+        answer = super().execute(sql, *arguments)
+        if before == "after COMMIT" and sql == "COMMIT":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+connect = sqlite3.connect
+sqlite3.connect = lambda *a, **k: connect(*a, factory=Mortal, **k)
+new = [made_up.new_engine(work / name, name) for name in ("new1", "new2")]
+Registry.open(root, create=True).register(made_up.build(), new)
+"""
+DIE_IN_A_FILE = """
+number, where = int(sys.argv[3]), sys.argv[4]
+copied = 0
+copyfile, replacing = shutil.copyfile, registry.replacing
+def die_at(place):
+    if copied == number and place == where:
+        os.kill(os.getpid(), signal.SIGKILL)
+def copy(source, target):
+    global copied
+    copied += 1
+    if copied == number and where == "in the middle":
+        target.write_bytes(source.read_bytes()[:1])
+        die_at("in the middle")
+    copyfile(source, target)
+    die_at("before it is renamed")
+shutil.copyfile = copy
+class Replacing:
+    def __init__(self, target):
+        self.inner = replacing(target)
+    def __enter__(self):
+        return self.inner.__enter__()
+    def __exit__(self, *raised):
+        answer = self.inner.__exit__(*raised)
+        die_at("after it is renamed")
+        return answer
+registry.replacing = Replacing
+new = [made_up.new_engine(work / name, name) for name in ("new1", "new2")]
+Registry.open(root, create=True).register(made_up.build(), new)
+"""
+
+
+def register_old(registry: Registry, work: Path) -> None:
+    registry.register(made_up.build(), [made_up.new_engine(work / n, n) for n in ("old1", "old2")])
+
+
+def assert_that_the_next_build_succeeds(registry: Registry, work: Path) -> None:
+    registry.register(made_up.build(), [made_up.new_engine(work / n, n) for n in ("new1", "new2", "new3")])
+    assert names_of(registry) == ["new1", "new2", "new3"]
+    assert_intact(registry)
+
+
+@pytest.mark.parametrize(
+    ("before", "current"),
+    [
+        ("BEGIN", "old"),
+        ("UPDATE builds", "old"),
+        ("INSERT INTO builds", "old"),
+        ("INSERT INTO engines", "old"),
+        ("INSERT INTO latencies", "old"),
+        ("COMMIT", "old"),
+        ("after COMMIT", "new"),
+    ],
+)
+def test_a_build_killed_in_its_transaction_changes_all_or_nothing(
+    registry: Registry, work: Path, before: str, current: str
+) -> None:
+    register_old(registry, work)
+    process = child(DIE_IN_THE_DATABASE, registry.root, work, before)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, errors
+    assert names_of(registry) == [f"{current}1", f"{current}2"]
+    assert_intact(registry)
+    assert_that_the_next_build_succeeds(registry, work)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("where", ["in the middle", "before it is renamed", "after it is renamed"])
+def test_a_build_killed_while_it_copies_an_engine_changes_nothing(
+    registry: Registry, work: Path, number: int, where: str
+) -> None:
+    register_old(registry, work)
+    process = child(DIE_IN_A_FILE, registry.root, work, number, where)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, errors
+    assert names_of(registry) == ["old1", "old2"]
+    assert_intact(registry)
+    assert_that_the_next_build_succeeds(registry, work)
+
+
+def test_a_death_while_the_registry_is_made_leaves_none(root: Path, work: Path) -> None:
+    script = """
+class Mortal(sqlite3.Connection):
+    def executescript(self, sql):
+        super().executescript(sql[:sql.index("CREATE TABLE engines")])
+        os.kill(os.getpid(), signal.SIGKILL)
+connect = sqlite3.connect
+sqlite3.connect = lambda *a, **k: connect(*a, factory=Mortal, **k)
+Registry.open(root, create=True)
+"""
+    process = child(script, root, work)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, errors
+    with pytest.raises(RegistryError, match="run klas-zoo build first"):
+        Registry.open(root, create=False)
+    assert_that_the_next_build_succeeds(Registry.open(root, create=True), work)
+
+
+# several at once
+
+HOLD = """
+with Registry.open(root, create=False).writing():
+    print("held", flush=True)
+    sys.stdin.readline()
+    (work / "done").touch()
+"""
+
+
+def test_a_second_build_says_once_that_it_waits_and_waits(registry: Registry, work: Path) -> None:
+    holder = child(HOLD, registry.root, work)
+    assert holder.stdout and holder.stdout.readline() == "held\n"
+    waits = []
+
+    def on_wait() -> None:
+        waits.append((work / "done").exists())
+        assert holder.stdin
+        holder.stdin.write("go on\n")
+        holder.stdin.flush()
+
+    with registry.writing(on_wait):
+        assert (work / "done").exists()
+    assert waits == [False]
+    holder.communicate(timeout=60)
+
+
+def test_a_build_that_was_killed_frees_the_lock(registry: Registry, work: Path) -> None:
+    holder = child(HOLD, registry.root, work)
+    assert holder.stdout and holder.stdout.readline() == "held\n"
+    with registry.writing(on_wait=holder.kill):
+        assert not (work / "done").exists()
+    assert holder.wait(timeout=60) == -signal.SIGKILL
+    holder.communicate()
+
+
+def test_nobody_waits_for_a_lock_that_is_free(registry: Registry) -> None:
+    for _ in range(2):
+        with registry.writing(on_wait=lambda: pytest.fail("it waited")):
+            pass
+
+
+def test_the_lock_is_freed_when_a_build_fails(registry: Registry) -> None:
+    with pytest.raises(KeyError), registry.writing():
+        raise KeyError("the build's own error stays what it is")
+    with registry.writing(on_wait=lambda: pytest.fail("it waited")):
+        pass
+
+
+def test_processes_that_make_and_fill_a_registry_at_once_all_succeed(root: Path, work: Path) -> None:
+    script = """
+sys.stdin.readline()
+for _ in range(3):
+    new = made_up.new_engine(work / sys.argv[3], sys.argv[3])
+    Registry.open(root, create=True).register(made_up.build(), [new])
+"""
+    started = [child(script, root, work, name) for name in ("a", "b", "c")]
+    for process in started:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in started:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    registry = Registry.open(root, create=False)
+    (current,) = registry.engines()
+    assert current.build_id == 9
+    assert_intact(registry)
+
+
+def test_a_reader_sees_one_moment_though_a_build_commits_meanwhile(
+    registry: Registry, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_old(registry, work)
+    read = registry_module._latency
+    commits = iter([True])
+
+    def commit_meanwhile(row: sqlite3.Row) -> LatencyRecord:
+        if next(commits, False):
+            registry.register(made_up.build(), [made_up.new_engine(work / "new", "new")])
+        return read(row)
+
+    monkeypatch.setattr(registry_module, "_latency", commit_meanwhile)
+    seen = registry.engines()
+    assert [str(engine.route) for engine in seen] == ["old1", "old2"]
+    assert all(engine.latencies for engine in seen)
+    assert names_of(registry) == ["new"]
+
+
+def test_a_database_that_stays_locked_is_one_sentence(
+    registry: Registry, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = database.connect
+    monkeypatch.setattr(database, "connect", lambda file, timeout_s=0: connect(file, timeout_s=0.05))
+    with closing(database.connect(registry.root / "registry.sqlite")) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        with pytest.raises(RegistryError, match=r"database is locked\. Another process is writing to it"):
+            registry.register(made_up.build(), [made_up.new_engine(work / "a")])
+        assert registry.engines() == []  # readers do not wait for writers

@@ -1,0 +1,87 @@
+"""One route of a tuned supernet turned into an engine: exported, verified, timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+from klas_zoo.anchors import Family
+from klas_zoo.data import Batch
+from klas_zoo.errors import ExportError
+from klas_zoo.exporters.records import Verification
+from klas_zoo.exporters.to_onnx import export
+from klas_zoo.exporters.verify import explain, verify
+from klas_zoo.profiles.devices import Device
+from klas_zoo.profiles.latency import measure
+from klas_zoo.profiles.macs import Cost
+from klas_zoo.profiles.records import LatencyRecord
+from klas_zoo.routes import Route
+from klas_zoo.supernet import Supernet
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouteResult:
+    """What a build knows of one route; the fields after `on_frontier` belong to its engine.
+
+    Attributes:
+        top1_before, top1: per cent, with closed-form stitching layers and after tuning.
+        on_frontier: whether no other route is at least as cheap and more accurate.
+        rejected: why there is no engine although there should be one.
+    """
+
+    route: Route
+    cost: Cost
+    top1_before: float
+    top1: float
+    on_frontier: bool
+    size_bytes: int | None = None
+    verification: Verification | None = None
+    latencies: tuple[LatencyRecord, ...] = ()
+    rejected: str = ""
+
+
+class EngineMaker:
+    """Makes engines of one supernet for one device."""
+
+    def __init__(self, supernet: Supernet, family: Family, device: Device, threads: int | None) -> None:
+        self.supernet = supernet.eval()
+        self.family, self.device, self.threads = family, device, threads
+
+    def make(
+        self, result: RouteResult, images: Iterable[Batch], folder: Path
+    ) -> tuple[RouteResult, Path | None]:
+        """Exports one route and compares it with torch on real images; the path is None if it fails."""
+        file = folder / f"{result.route}.onnx"
+        network = self.supernet.network(result.route)
+        facts = {
+            "family": self.family.name,
+            "route": str(result.route),
+            "weights": self.family.weights,
+            "klas_zoo": metadata.version("klas-zoo"),
+        }
+        try:
+            export(network, self.family.input_shape, file, metadata=facts)
+            found = verify(
+                file, network, (batch for batch, _ in images), provider=self.device.provider, threads=self.threads
+            )
+        except ExportError as error:
+            return replace(result, rejected=str(error)), None
+        result = replace(result, verification=found, size_bytes=file.stat().st_size)
+        if not found.passed:
+            return replace(result, rejected=f"{result.route}: {explain(found)}"), None
+        return result, file
+
+    def time(self, file: Path, batch_sizes: Iterable[int]) -> tuple[LatencyRecord, ...]:
+        """Latency at each batch size; one session is alive at a time."""
+        return tuple(
+            measure(
+                file,
+                device=self.device,
+                input_shape=self.family.input_shape,
+                batch=batch,
+                threads=self.threads,
+            )
+            for batch in batch_sizes
+        )

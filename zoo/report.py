@@ -1,0 +1,174 @@
+"""What a build has to show: a table of the frontier, a summary, a JSON record and a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from klas_zoo.build import BuildResult
+from klas_zoo.engines import RouteResult
+from klas_zoo.files import replacing
+from klas_zoo.frontier import above_the_line, area
+from klas_zoo.units import format_latency, format_macs, format_size
+
+SCHEMA_VERSION = 1
+CostOf = Callable[[RouteResult], float]
+
+
+def write_report(result: BuildResult, folder: Path) -> list[Path]:
+    """Writes `report.json` and `frontier.png`; gives their paths."""
+    from klas_zoo.plot import draw
+
+    report, picture = folder / "report.json", folder / "frontier.png"
+    with replacing(report) as file:
+        file.write_text(json.dumps(to_json(result), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    with replacing(picture) as file:
+        draw(result, file)
+    return [report, picture]
+
+
+def frontier_table(result: BuildResult) -> Table:
+    """The routes on the frontier and the anchors, from cheap to dear."""
+    title = f"Frontier of {result.family.name} on {result.record.device}"
+    table = Table(title=title + (" — RANDOM WEIGHTS" if result.family.weights == "random" else ""))
+    table.add_column("route")
+    for heading in ("MACs", "parameters", "top-1 untuned", "top-1", "p50", "p99", "size", "max |Δ|", "top-1 agrees"):
+        table.add_column(heading, justify="right")
+    for one in result.results:
+        if not (one.on_frontier or one.route.is_anchor):
+            continue
+        checked = one.verification
+        style = "bold" if one.route.is_anchor else "red" if one.rejected else ""
+        latency = one.latencies[0] if one.latencies else None
+        table.add_row(
+            f"{one.route}{'' if one.on_frontier else ' (dominated)'}",
+            format_macs(one.cost.macs),
+            format_macs(one.cost.parameters),
+            f"{one.top1_before:.1f} %",
+            f"{one.top1:.1f} %",
+            format_latency(latency.p50_ms) if latency else "rejected",
+            format_latency(latency.p99_ms) if latency else "",
+            format_size(one.size_bytes) if one.size_bytes else "",
+            f"{checked.max_abs_difference:.1e}" if checked else "",
+            f"{100 * checked.top1_agreement:.2f} %" if checked else "",
+            style=style,
+        )
+    return table
+
+
+def selection_table(result: BuildResult) -> Table:
+    """The chosen stitches with every number that led to the choice."""
+    table = Table(title="Stitches chosen by KLAS", caption="Γ = mismatch / capacity, both in nats; lower is better")
+    table.add_column("stitch")
+    for heading in ("bucket", "MACs", "mismatch", "capacity", "Γ", "because", "unexplained"):
+        table.add_column(heading, justify="right")
+    for one in sorted(result.selection.chosen, key=lambda c: (c.source, c.target, c.bucket, c.score)):
+        table.add_row(
+            str(one.route), str(one.bucket), format_macs(one.cost), f"{one.mismatch:.4f}", f"{one.capacity:.4f}",
+            f"{one.score:.3f}", one.reason, f"{result.unexplained[one.route.seams[0]]:.1%}",
+        )  # fmt: skip
+    return table
+
+
+def summary(result: BuildResult) -> Group:
+    """Areas, the straight lines between anchors, anchors before and after, and where time went."""
+    lines = [
+        "Area under the frontier, accuracy over MACs (1 = the dearest anchor's accuracy at the cheapest's cost): "
+        f"{_shown(areas(result)['macs_untuned'])} untuned, {_shown(areas(result)['macs'])} tuned; "
+        f"over measured p50 latency: {_shown(areas(result)['latency'])}."
+    ]
+    for source, target in result.selection.pairs:
+        above, held = buckets_above_line(result, source, target)
+        lines.append(
+            f"{source} → {target}: stitches beat the straight line between their anchors in {above} of "
+            f"{held} occupied buckets ({result.settings.selection.buckets} in all)."
+        )
+    anchors = ", ".join(f"{a.route} {a.top1_before:.1f} → {a.top1:.1f} %" for a in result.anchors)
+    lines.append(f"Anchors before and after tuning: {anchors}.")
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items() if seconds >= 0.5)
+    lines.append(f"{sum(result.seconds.values()):.0f} s: {spent}; peak {format_size(result.peak_memory_bytes)}.")
+    rejected = [Text(f"Not registered: {one.rejected}", style="red") for one in result.results if one.rejected]
+    loud = []
+    if result.family.weights == "random":
+        loud = [Text("RANDOM WEIGHTS: nobody trained these networks; accuracies mean nothing.", style="bold red")]
+    return Group(*(Text(line) for line in lines), *rejected, *loud)
+
+
+def areas(result: BuildResult) -> dict[str, float | None]:
+    """Area under the frontier; None where the anchors span no range of cost or accuracy."""
+    timed = [one for one in result.results if one.latencies]
+    return {
+        "macs_untuned": _area(result.results, lambda r: r.cost.macs, lambda r: r.top1_before),
+        "macs": _area(result.results, lambda r: r.cost.macs, lambda r: r.top1),
+        "latency": _area(timed, lambda r: r.latencies[0].p50_ms, lambda r: r.top1),
+    }
+
+
+def buckets_above_line(result: BuildResult, source: str, target: str) -> tuple[int, int]:
+    """In how many cost buckets a stitch of this pair beats the line, and how many hold one."""
+    ends = {str(a.route): (float(a.cost.macs), a.top1) for a in result.anchors}
+    points = [
+        (float(r.cost.macs), r.top1)
+        for r in result.results
+        if [s.anchor for s in r.route.segments] == [source, target]
+    ]
+    return above_the_line(points, ends[source], ends[target], result.settings.selection.buckets)
+
+
+def to_json(result: BuildResult) -> dict[str, Any]:
+    """Everything the build found, as JSON."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "build": asdict(result.record),
+        "build_id": result.build_id,
+        "anchor_weights_sha256": result.family.fingerprint,
+        "data_fingerprint": result.data.fingerprint,
+        "areas": areas(result),
+        "routes": [_route_json(one) for one in result.results],
+        "selection": {
+            "pairs": result.selection.pairs,
+            "output_distance_nats": {
+                f"{f}:{g}": result.similarities.of_outputs(f, g) for f, g in result.similarities.between if f != g
+            },
+            "heldout_images": result.similarities.images,
+            "probe_top1": {name: list(found) for name, found in result.similarities.probe_accuracy.items()},
+            "candidates": [
+                {**asdict(c), "route": str(c.route), "segments": c.route.to_json()}
+                for c in result.selection.candidates
+            ],
+            "unexplained_variance": {str(seam): share for seam, share in result.unexplained.items()},
+        },
+        "buckets_above_line": {
+            f"{f}:{g}": dict(zip(("above", "occupied"), buckets_above_line(result, f, g), strict=True))
+            for f, g in result.selection.pairs
+        },
+        "seconds": result.seconds,
+        "peak_memory_bytes": result.peak_memory_bytes,
+    }
+
+
+def _route_json(one: RouteResult) -> dict[str, Any]:
+    return {**asdict(one), "route": str(one.route), "segments": one.route.to_json()}
+
+
+def _area(results: Any, cost: CostOf, accuracy: CostOf) -> float | None:
+    anchors = [one for one in results if one.route.is_anchor]
+    if len(anchors) < 2:
+        return None
+    points = [(cost(one), accuracy(one)) for one in results]
+    ends = sorted((cost(one), accuracy(one)) for one in anchors)
+    try:
+        return area(points, ends[0], ends[-1])
+    except ValueError:
+        return None
+
+
+def _shown(value: float | None) -> str:
+    return "none (the anchors span no range)" if value is None else f"{value:.4f}"

@@ -1,0 +1,41 @@
+"""Tables of registered engines. Imports rich, nothing heavier."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from klas_zoo.records import EngineRecord
+from klas_zoo.units import format_latency, format_macs, format_size
+
+
+def engines_table(engines: Sequence[EngineRecord]) -> Table:
+    """One row an engine, one latency column pair for its smallest batch."""
+    table = Table(title="Registered engines")
+    for heading in ("family", "device", "route"):
+        table.add_column(heading)
+    for heading in ("top-1", "MACs", "batch", "p50", "p99", "size"):
+        table.add_column(heading, justify="right")
+    for one in engines:
+        timed = one.latencies[0] if one.latencies else None
+        loud = " (RANDOM WEIGHTS)" if one.weights == "random" else ""
+        table.add_row(
+            one.family + loud,
+            one.device,
+            str(one.route),
+            f"{one.top1:.2f} %",
+            format_macs(one.macs),
+            str(timed.batch) if timed else "",
+            format_latency(timed.p50_ms) if timed else "",
+            format_latency(timed.p99_ms) if timed else "",
+            format_size(one.size_bytes),
+        )
+    return table
+
+
+def show(*things: object) -> None:
+    """Prints to stdout, as wide as needed where stdout is no terminal."""
+    Console(width=None if sys.stdout.isatty() else 160).print(*things)
