@@ -22,7 +22,7 @@ OF_A_BUILD: dict[str, Any] = {
 
 
 def verification(**changes: Any) -> Verification:
-    facts = {
+    facts: dict[str, Any] = {
         "images": 50,
         "max_abs_difference": 1e-5,
         "top1_agreement": 1.0,
@@ -33,7 +33,7 @@ def verification(**changes: Any) -> Verification:
 
 
 def latency(p50_ms: float = 1.0, **changes: Any) -> LatencyRecord:
-    facts = {
+    facts: dict[str, Any] = {
         "device": "cpu",
         "hardware": "an abacus",
         "runtime": "onnxruntime",
@@ -97,7 +97,7 @@ def engine(
 
 
 def build(**changes: Any) -> BuildRecord:
-    facts = {
+    facts: dict[str, Any] = {
         "command": "klas-zoo build deit-micro",
         "settings": {"stitches": 4, "seeds": [1, 2]},
         "versions": {"torch": "9.9"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import made_up
 import pytest
@@ -21,7 +23,7 @@ from klas_zoo import database
 from klas_zoo import registry as registry_module
 from klas_zoo.errors import DamagedRegistry, NewerRegistry, RegistryError, VerificationError
 from klas_zoo.profiles.records import LatencyRecord
-from klas_zoo.records import BuildRecord
+from klas_zoo.records import BuildRecord, EngineRecord
 from klas_zoo.registry import Registry, check_file, default_root
 
 TESTS = Path(__file__).parent
@@ -54,11 +56,11 @@ def registry(root: Path) -> Registry:
     return Registry.open(root, create=True)
 
 
-def child(script: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
+def child(script: str, *arguments: object) -> subprocess.Popen[str]:
     """Starts a Python of its own that runs `script`."""
     command = [sys.executable, "-c", PREAMBLE + script, *map(str, arguments)]
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, **streams, **options)  # type: ignore[call-overload]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
 
 
 def files_in(root: Path) -> dict[str, tuple[bytes, int]]:
@@ -83,12 +85,14 @@ def assert_intact(registry: Registry) -> None:
 # what is registered comes back
 
 
-def test_a_registered_engine_comes_back_with_everything_that_was_said_of_it(registry: Registry, work: Path) -> None:
+def test_a_registered_engine_comes_back_with_everything_that_was_said_of_it(
+    registry: Registry, work: Path
+) -> None:
     latencies = (made_up.latency(1.5), made_up.latency(9.0, batch=8, shape=(8, 3, 8, 8)))
     new = made_up.new_engine(work / "a.onnx", "tiny", 71.25, latencies, macs=2**40)
     build_id = registry.register(made_up.build(), [new])
     (found,) = registry.engines()
-    for field in fields(made_up.EngineRecord):
+    for field in fields(EngineRecord):
         if hasattr(new, field.name):
             assert getattr(found, field.name) == getattr(new, field.name), field.name
     assert found.path.read_bytes() == b"tiny"
@@ -136,7 +140,9 @@ def test_a_registry_that_was_moved_finds_its_engines(registry: Registry, work: P
     check_file(found, content=True)
 
 
-def test_the_same_engine_is_stored_once_and_mended_when_it_was_damaged(registry: Registry, work: Path) -> None:
+def test_the_same_engine_is_stored_once_and_mended_when_it_was_damaged(
+    registry: Registry, work: Path
+) -> None:
     new = made_up.new_engine(work / "a")
     registry.register(made_up.build(), [new])
     (before,) = registry.engines()
@@ -151,7 +157,9 @@ def test_the_same_engine_is_stored_once_and_mended_when_it_was_damaged(registry:
     assert len(list(registry.root.rglob("*.onnx"))) == 1
 
 
-def test_registering_leaves_no_temporary_files_and_reading_leaves_none(registry: Registry, work: Path) -> None:
+def test_registering_leaves_no_temporary_files_and_reading_leaves_none(
+    registry: Registry, work: Path
+) -> None:
     registry.register(made_up.build(), [made_up.new_engine(work / "a")])
     registry.engines()
     left = {path.name for path in registry.root.rglob("*") if path.is_file()}
@@ -195,8 +203,9 @@ def test_a_build_without_engines_is_a_bug(registry: Registry) -> None:
 
 @pytest.mark.parametrize("name", ["family", "device", "data_fingerprint"])
 def test_an_engine_of_another_build_is_a_bug(registry: Registry, work: Path, name: str) -> None:
+    changes: dict[str, Any] = {name: "another"}
     with pytest.raises(ValueError, match=f"differ in {name}"):
-        registry.register(made_up.build(), [made_up.new_engine(work / "a", **{name: "another"})])
+        registry.register(made_up.build(), [made_up.new_engine(work / "a", **changes)])
 
 
 @pytest.mark.parametrize("top1", [-1.0, 100.5, float("nan")])
@@ -248,7 +257,9 @@ def test_the_log_of_a_deleted_database_is_not_played_into_a_new_one(root: Path, 
 
 @pytest.mark.parametrize("content", [b"x", b"not a database at all" * 100, b"SQLite format 3\0"])
 @pytest.mark.parametrize("create", [True, False])
-def test_garbage_in_place_of_the_database_is_named_and_left_alone(root: Path, content: bytes, create: bool) -> None:
+def test_garbage_in_place_of_the_database_is_named_and_left_alone(
+    root: Path, content: bytes, create: bool
+) -> None:
     root.mkdir()
     (root / "registry.sqlite").write_bytes(content)
     with pytest.raises(DamagedRegistry, match="no SQLite database"):
@@ -297,13 +308,31 @@ def test_an_entry_that_cannot_be_understood_is_called_damage(
 
 
 @pytest.mark.parametrize("create", [True, False])
-def test_a_newer_registry_is_left_byte_for_byte_as_it_was(registry: Registry, work: Path, create: bool) -> None:
+def test_a_newer_registry_is_left_byte_for_byte_as_it_was(
+    registry: Registry, work: Path, create: bool
+) -> None:
     registry.register(made_up.build(), [made_up.new_engine(work / "a")])
     with closing(sqlite3.connect(registry.root / "registry.sqlite")) as connection:
         connection.execute("PRAGMA user_version = 2")
     before = files_in(registry.root)
     with pytest.raises(NewerRegistry, match=r"its schema is 2, this one knows up to 1\. Upgrade klas-zoo"):
         Registry.open(registry.root, create=create)
+    assert files_in(registry.root) == before
+
+
+def test_a_newer_registry_keeps_even_the_log_that_a_killed_build_left(registry: Registry) -> None:
+    file = registry.root / "registry.sqlite"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA user_version = 2")
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE newer (x)")
+        killed = {path: path.read_bytes() for path in registry.root.glob("registry.sqlite*")}
+    for path, content in killed.items():
+        path.write_bytes(content)
+    before = files_in(registry.root)
+    assert before["registry.sqlite-wal"][0]
+    with pytest.raises(NewerRegistry):
+        Registry.open(registry.root, create=True)
     assert files_in(registry.root) == before
 
 
@@ -353,8 +382,10 @@ def test_a_full_disk_while_an_engine_is_copied_keeps_the_build_before(
         target.write_bytes(b"ha")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(registry_module.shutil, "copyfile", full)
-    with pytest.raises(RegistryError, match=r"No space left on device\. Free some space; what was registered"):
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(
+        RegistryError, match=r"No space left on device\. Free some space; what was registered"
+    ):
         registry.register(made_up.build(), [made_up.new_engine(work / "b", "new")])
     assert names_of(registry) == ["old"]
     assert not list(registry.root.rglob("*.part"))
@@ -373,7 +404,7 @@ def test_a_full_disk_while_the_database_grows_keeps_the_build_before(
         return connection
 
     monkeypatch.setattr(database, "connect", connect_to_a_full_disk)
-    with pytest.raises(RegistryError, match="database or disk is full. Free some space"):
+    with pytest.raises(RegistryError, match=r"database or disk is full\. Free some space"):
         registry.register(made_up.build(command="x" * 100_000), [made_up.new_engine(work / "b", "new")])
     assert names_of(registry) == ["old"]
 
@@ -381,7 +412,7 @@ def test_a_full_disk_while_the_database_grows_keeps_the_build_before(
 def test_a_file_that_changes_while_it_is_copied_is_not_registered(
     registry: Registry, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry_module.shutil, "copyfile", lambda source, target: target.write_bytes(b"other"))
+    monkeypatch.setattr(shutil, "copyfile", lambda source, target: target.write_bytes(b"other"))
     with pytest.raises(RegistryError, match="changed while it was copied"):
         registry.register(made_up.build(), [made_up.new_engine(work / "a")])
     assert registry.engines() == []
@@ -398,7 +429,7 @@ def foreign_folder() -> Iterator[Path]:
 
 
 AS_NOBODY = """
-import fcntl  # before this Python's own files may be out of reach
+import fcntl, hashlib  # before this Python's own files may be out of reach
 if os.getuid() == 0:  # root may write whatever the permissions say
     os.setgid(65534)
     os.setuid(65534)
@@ -454,7 +485,9 @@ def test_a_folder_that_cannot_be_written_can_be_read(foreign_folder: Path, tmp_p
         holder.close()
 
 
-def test_a_log_that_cannot_be_read_is_refused_rather_than_ignored(foreign_folder: Path, tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_read_is_refused_rather_than_ignored(
+    foreign_folder: Path, tmp_path: Path
+) -> None:
     root = foreign_folder / "registry"
     registry = Registry.open(root, create=True)
     holder = sqlite3.connect(root / "registry.sqlite")
@@ -652,6 +685,15 @@ for _ in range(3):
     (current,) = registry.engines()
     assert current.build_id == 9
     assert_intact(registry)
+
+
+def test_a_registry_that_another_process_made_meanwhile_is_kept(
+    registry: Registry, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.register(made_up.build(), [made_up.new_engine(work / "a", "theirs")])
+    is_there, looks = database.is_there, iter([False])
+    monkeypatch.setattr(database, "is_there", lambda file: next(looks, None) is None and is_there(file))
+    assert names_of(Registry.open(registry.root, create=True)) == ["theirs"]
 
 
 def test_a_reader_sees_one_moment_though_a_build_commits_meanwhile(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ def replacing(target: Path) -> Iterator[Path]:
     When the body raises, the temporary file is removed and `target` stays as it was.
     """
     make_directory(target.parent)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.part")
     # not mkstemp, which keeps the file from everybody but its owner whatever the umask says
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
@@ -49,6 +47,8 @@ def sync_directory(folder: Path) -> None:
 
 def sha256_of(file: Path) -> str:
     """The SHA-256 of a file's content, 64 hexadecimal digits."""
+    import hashlib  # not at the top: it brings OpenSSL, and picking does not hash
+
     digest = hashlib.sha256()
     with file.open("rb") as content:
         while chunk := content.read(1 << 20):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from klas_zoo.errors import BadQuantity, NothingFits, RegistryError, UnknownName, UsageError
+from klas_zoo.errors import BadQuantity, KlasZooError, NothingFits, RegistryError, UnknownName, UsageError
 from klas_zoo.picks import Limits, Pick, RunnerUp
 from klas_zoo.records import PERCENTILES, EngineRecord
 from klas_zoo.registry import Registry, check_file
@@ -111,20 +111,11 @@ def _limits(
 
 def _candidates(registry: Registry, family: str | None, device: str | None, batch: int) -> list[EngineRecord]:
     """The engines that can be compared with one another: one device, one set of images, that batch size."""
-    registered = registry.engines()
-    if not registered:
-        raise RegistryError(f"The registry {registry.root} holds no engines: run klas-zoo build first.")
-    families = {engine.family for engine in registered}
-    if family is not None and family not in families:
-        raise UnknownName("family", family, families)
-    of_family = [engine for engine in registered if family in (None, engine.family)]
-    devices = _listed(engine.device for engine in of_family)
-    if device is not None and device not in {engine.device for engine in of_family}:
-        if device in {engine.device for engine in registered}:
-            raise UsageError(f"{family} has no engines for {device}, only for {devices}: build them first.")
-        raise UnknownName("device", device, {engine.device for engine in registered})
-    engines = [engine for engine in of_family if device in (None, engine.device)]
+    engines = registry.engines(family, device)
+    if not engines:
+        raise _none_registered(registry, family, device)
     if len({engine.device for engine in engines}) > 1:
+        devices = _listed(engine.device for engine in engines)
         raise UsageError(f"Engines for several devices are registered, {devices}: say --device.")
     if len({engine.data_fingerprint for engine in engines}) > 1:
         names = _listed(engine.family for engine in engines)
@@ -138,6 +129,21 @@ def _candidates(registry: Registry, family: str | None, device: str | None, batc
         only = f"only at {', '.join(map(str, batches))}" if batches else "nor at any other"
         raise UsageError(f"No engine was measured at batch size {batch}, {only}.")
     return measured
+
+
+def _none_registered(registry: Registry, family: str | None, device: str | None) -> KlasZooError:
+    """Why there is no engine of that family and device."""
+    registered = registry.engines()
+    families = {engine.family for engine in registered}
+    devices = {engine.device for engine in registered}
+    if not registered:
+        return RegistryError(f"The registry {registry.root} holds no engines: run klas-zoo build first.")
+    if family is not None and family not in families:
+        return UnknownName("family", family, families)
+    if device is not None and device not in devices:
+        return UnknownName("device", device, devices)
+    others = _listed(engine.device for engine in registered if engine.family == family)
+    return UsageError(f"{family} has no engines for {device}, only for {others}: build them first.")
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -159,7 +165,8 @@ def _nothing_fits(engines: Sequence[EngineRecord], limits: Limits) -> str:
         over = format_latency(latency_ms - limits.budget_ms)
         parts.append(f"{format_latency(latency_ms)}, {over} over")
     if "accuracy" in misses and limits.min_accuracy is not None:
-        parts.append(f"top-1 {nearest.top1:.2f} %, {limits.min_accuracy - nearest.top1:.3g} points short")
+        short = f"{limits.min_accuracy - nearest.top1:.3g}"
+        parts.append(f"top-1 {nearest.top1:.2f} %, {short} point{'' if short == '1' else 's'} short")
     if "size" in misses and limits.max_size_bytes is not None:
         over = format_size(nearest.size_bytes - limits.max_size_bytes)
         parts.append(f"{format_size(nearest.size_bytes)}, {over} over")

@@ -1,0 +1,29 @@
+"""Result files of benchmarks: numbers together with what they were measured on."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from klas_zoo.build import versions
+from klas_zoo.profiles.devices import resolve_device
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_record(name: str, numbers: dict[str, Any]) -> Path:
+    """Writes results/<name>.json with the hardware, versions, command and date; gives its path."""
+    RESULTS.mkdir(exist_ok=True)
+    record = {
+        **numbers,
+        "command": ["python", Path(sys.argv[0]).name, *sys.argv[1:]],
+        "date": datetime.date.today().isoformat(),
+        "hardware": resolve_device("cpu").hardware,
+        "versions": versions(),
+    }
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    return path
