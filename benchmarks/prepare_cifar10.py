@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 CLASSES = (
-    "airplane automobile bird cat deer dog frog horse ship truck".split()
+    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 )
 
 

@@ -22,6 +22,7 @@ import os
 import platform
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import timm
 import torch
@@ -39,9 +40,9 @@ STD = torch.tensor((0.2470, 0.2435, 0.2616)).view(1, 3, 1, 1)
 class CIFAR10WithoutSums(CIFAR10):
     """torchvision's reader, without MD5 sums: prepare_cifar10.py cannot reproduce them."""
 
-    train_list = [[name, None] for name, _ in CIFAR10.train_list]
-    test_list = [[name, None] for name, _ in CIFAR10.test_list]
-    meta = {**CIFAR10.meta, "md5": None}
+    train_list: ClassVar = [[name, None] for name, _ in CIFAR10.train_list]
+    test_list: ClassVar = [[name, None] for name, _ in CIFAR10.test_list]
+    meta: ClassVar = {**CIFAR10.meta, "md5": None}
 
 
 def load(root: Path, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,7 +89,7 @@ def split_parameters(model: torch.nn.Module) -> tuple[list, list, list]:
 
 
 def make_optimisers(models, arguments) -> list[torch.optim.Optimizer]:
-    matrices, weights, rest = (sum(parts, []) for parts in zip(*map(split_parameters, models), strict=True))
+    matrices, weights, rest = ([p for part in parts for p in part] for parts in zip(*map(split_parameters, models), strict=True))
     adam = torch.optim.AdamW(
         [{"params": weights, "weight_decay": arguments.weight_decay}, {"params": rest, "weight_decay": 0.0}],
         lr=arguments.lr, betas=(0.9, 0.99),

@@ -116,3 +116,14 @@ class FixedRegistry(Registry):
 
     def engines(self, family: str | None = None, device: str | None = None) -> list[EngineRecord]:
         return [e for e in self.held if family in (None, e.family) and device in (None, e.device)]
+
+
+def filled_registry(root: Path) -> Registry:
+    """Three engines, each dearer and better than the one before: 1, 2 and 3 ms."""
+    registry = Registry.open(root, create=True)
+    engines = [
+        new_engine(root / f"{name}.made-up", name, top1=70.0 + 5 * index, latencies=1.0 + index)
+        for index, name in enumerate(("tiny", "small", "base"))
+    ]
+    registry.register(build(), engines)
+    return registry

@@ -28,7 +28,7 @@ _HOMES = {
     "Supernet": "klas_zoo.supernet",
     "pick": "klas_zoo.picking",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605  a list, made from the map above so that they cannot differ
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> object:

@@ -51,28 +51,26 @@ def load_family(
         random_weights: initialise at random (from `seed`) instead; accuracies mean nothing.
 
     Raises:
+        UnknownName: timm does not know a model.
         WeightsError: a checkpoint is missing, truncated or of another model.
-        FamilyError: timm does not know a model, or the anchors do not agree on classes.
+        FamilyError: a model cannot be built or cut, or the anchors do not agree on classes, on the
+            shape of images or on how these are normalised.
     """
     chains: dict[str, Chain] = {}
-    config: dict[str, Any] = {}
+    configs: dict[str, dict[str, Any]] = {}
     for index, anchor in enumerate(spec.anchors):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed + index)
+        # weights are drawn on the CPU: no accelerator's generator is touched
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed + index)
             model = _build(anchor, spec, _source(anchor, weights_folder, random_weights))
-        chain = to_chain(model, spec.input_shape)
-        if chain.classes != spec.num_classes:
-            raise FamilyError(
-                f"Anchor {anchor.name} tells {chain.classes} classes apart, the family {spec.num_classes}."
-            )
-        chains[anchor.name] = chain.eval()
-        config = config or timm.data.resolve_model_data_config(model)
+        chains[anchor.name] = _cut(model, anchor, spec).eval()
+        configs[anchor.name] = timm.data.resolve_model_data_config(model)
     return Family(
         name=spec.name,
         input_shape=spec.input_shape,
         num_classes=spec.num_classes,
         chains=chains,
-        data_config={**config, "input_size": spec.input_shape},
+        data_config={**_common(configs), "input_size": spec.input_shape},
         weights="random" if random_weights else "pretrained",
         fingerprint=_fingerprint(chains),
     )
@@ -98,22 +96,60 @@ def _build(anchor: AnchorSpec, spec: FamilySpec, source: Path | Weights) -> nn.M
 
     if not timm.is_model(anchor.model):
         raise UnknownName("timm model", anchor.model, timm.list_models(), f"Asked for by {spec.name}.")
+    if source == "pretrained":
+        _check_pretrained_classes(anchor, spec)
     settings = {"num_classes": spec.num_classes, **anchor.arguments}
     try:
         model = timm.create_model(anchor.model, pretrained=source == "pretrained", **settings)
-    except (OSError, RuntimeError) as error:
-        # the hub's client raises OSErrors and RuntimeErrors of its own
-        if source != "pretrained":
-            raise FamilyError(f"timm cannot build {anchor.model}: {error}") from error
+    except Exception as error:
+        # what constructors, the hub's client and its transport raise has no base of its own
+        if source != "pretrained" or isinstance(error, (TypeError, AssertionError)):
+            raise FamilyError(f"timm cannot build {anchor.model} with {settings}: {_first_line(error)}.") from error
         raise WeightsError(
             f"timm could not load pretrained weights of {anchor.model} ({_first_line(error)}): put them in "
             "a folder and say --weights DIR, or --random-weights to go without."
         ) from error
-    except TypeError as error:
-        raise FamilyError(f"timm cannot build {anchor.model} with {settings}: {error}.") from error
     if isinstance(source, Path):
         _load(model, anchor, source)
     return model
+
+
+def _check_pretrained_classes(anchor: AnchorSpec, spec: FamilySpec) -> None:
+    """timm would give a model of another number of classes a head at random, and say nothing."""
+    known = timm.get_pretrained_cfg(anchor.model)
+    if known is not None and known.num_classes != spec.num_classes:
+        raise WeightsError(
+            f"timm's own weights of {anchor.model} tell {known.num_classes} classes apart, the family "
+            f"{spec.num_classes}: give the anchor a checkpoint, or say --weights DIR."
+        )
+
+
+def _cut(model: nn.Module, anchor: AnchorSpec, spec: FamilySpec) -> Chain:
+    try:
+        chain = to_chain(model, spec.input_shape)
+    except (AssertionError, RuntimeError) as error:
+        # timm and torch raise these for images of another size or number of channels
+        raise FamilyError(
+            f"Anchor {anchor.name} takes no images of shape {spec.input_shape}: {_first_line(error)}."
+        ) from error
+    if chain.classes != spec.num_classes:
+        raise FamilyError(
+            f"Anchor {anchor.name} tells {chain.classes} classes apart, the family {spec.num_classes}."
+        )
+    return chain
+
+
+def _common(configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The first anchor's data configuration; a route sends one image through several anchors."""
+    first = next(iter(configs))
+    for name, config in configs.items():
+        for field in ("mean", "std"):
+            if tuple(config[field]) != tuple(configs[first][field]):
+                raise FamilyError(
+                    f"Anchors {first} and {name} were trained on images normalised differently: {field} "
+                    f"{tuple(configs[first][field])} and {tuple(config[field])}."
+                )
+    return configs[first]
 
 
 def _load(model: nn.Module, anchor: AnchorSpec, path: Path) -> None:
@@ -156,7 +192,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{path} is not a whole safetensors file ({error}): copy it again.") from error
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path} is a pickle that would run code or is damaged; save a state dict.") from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged pickle raises nearly anything
         raise WeightsError(f"{path} is not a whole torch checkpoint ({_first_line(error)}).") from error
     for key in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):

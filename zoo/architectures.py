@@ -44,10 +44,8 @@ def _cut_vit(model: VisionTransformer, input_shape: Shape) -> Chain:
     children = set(dict(model.named_children()))
     stem = _ViTStem(_part(model, children - _VIT_TAIL - {"blocks"}, parameters=True))
     head = _ViTHead(_part(model, children & _VIT_TAIL, parameters=False))
-    if model.global_pool == "token":
-        pool = first_token
-    else:
-        pool = partial(_mean_of_patches, prefix=model.num_prefix_tokens)
+    patches = partial(_mean_of_patches, prefix=model.num_prefix_tokens)
+    pool = first_token if model.global_pool == "token" else patches
     return Chain(stem, list(model.blocks), head, input_shape=input_shape, pool=pool)
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -249,20 +249,22 @@ class _Stages:
         """Engines of the frontier and of the anchors, verified first, then timed one at a time."""
         wanted = [r for r in results if r.on_frontier or r.route.is_anchor]
         made: dict[Route, tuple[RouteResult, Path | None]] = {r.route: (r, None) for r in results}
-        maker = EngineMaker(supernet, family, self.device, self.settings.threads)
         with self._stage("export and verify", len(wanted), "engines") as advance:
+            maker = EngineMaker(supernet, family, self.device, self.settings.threads)
             for result in wanted:
                 made[result.route] = maker.make(result, batches(data.test, self.settings.batch), folder)
                 advance(1, str(result.route))
         waiting = f"Another build is timing engines for {registry.root}; waiting for it."
-        with self._stage("latency", len(wanted), "engines") as advance:
-            # two builds that time at once would measure each other
-            with registry.writing(lambda: self.listener.say(waiting)):
-                for result, file in [made[r.route] for r in wanted]:
-                    if file is not None:
-                        timed = maker.time(file, self.settings.latency_batches)
-                        made[result.route] = replace(result, latencies=timed), file
-                    advance(1, str(result.route))
+        # two builds that time at once would measure each other
+        with (
+            registry.writing(lambda: self.listener.say(waiting)),
+            self._stage("latency", len(wanted), "engines") as advance,
+        ):
+            for result, file in [made[r.route] for r in wanted]:
+                if file is not None:
+                    timed = maker.time(file, self.settings.latency_batches)
+                    made[result.route] = replace(result, latencies=timed), file
+                advance(1, str(result.route))
         return list(made.values())
 
     def register(
@@ -305,4 +307,4 @@ def _version(package: str) -> str:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")

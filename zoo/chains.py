@@ -6,6 +6,7 @@ Everything behind `klas_zoo.architectures` sees networks only in this form.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,18 @@ def first_token(features: Tensor) -> Tensor:
     return features[:, 0]
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, and every part's own mode again afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
 class Chain(nn.Module):
     """Stem, blocks and head of one network.
 
@@ -37,7 +50,8 @@ class Chain(nn.Module):
         input_shape: (C, H, W) of one image.
 
     Raises:
-        FamilyError: no blocks, or features that are neither tokens nor maps.
+        FamilyError: no blocks, features that are neither tokens nor maps, or a head that does
+            not give one row of logits an image.
     """
 
     def __init__(
@@ -62,20 +76,17 @@ class Chain(nn.Module):
     @torch.no_grad()
     def _trace(self) -> tuple[tuple[Shape, ...], int]:
         """Shapes without the batch after the stem and after each block, and the number of classes."""
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
-        features = self.stem(torch.zeros(1, *self.input_shape, device=device))
-        shapes = [tuple(features.shape[1:])]
-        for block in self.blocks:
-            features = block(features)
-            shapes.append(tuple(features.shape[1:]))
-        logits = self.head(features)
-        for module, training in modes.items():
-            module.training = training
-        if any(len(shape) not in (2, 3) for shape in shapes):
-            raise FamilyError(f"Blocks must give tokens (N, D) or maps (D, H, W), not {shapes}.")
-        return tuple(shapes), logits.shape[-1]
+        shapes: list[Shape] = []
+        with evaluating(self):
+            for features in self.walk(torch.zeros(1, *self.input_shape, device=device)):
+                shapes.append(tuple(features.shape[1:]))
+                if features.ndim not in (3, 4):
+                    raise FamilyError(f"Blocks must give tokens (N, D) or maps (D, H, W), not {shapes}.")
+            logits = self.head(features)
+        if logits.ndim != 2:
+            raise FamilyError(f"A head must give logits (classes,) for an image, not {tuple(logits.shape[1:])}.")
+        return tuple(shapes), logits.shape[1]
 
     @property
     def depth(self) -> int:

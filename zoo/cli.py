@@ -205,10 +205,9 @@ def pick(latency: str, explain: bool, as_json: bool, **limits: Any) -> None:
     if as_json:
         click.echo(json.dumps(chosen.to_json(), sort_keys=True))
         return
-    click.echo(str(chosen))
-    if explain:
-        for line in chosen.explain():
-            click.echo(line)
+    click.echo(str(chosen.engine.path))
+    for line in chosen.explain() if explain else chosen.summary():
+        click.echo(line)
 
 
 @main.command("list")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,10 +98,14 @@ def load_data(
     Raises:
         DataError: nothing there that can be used, or the classes do not fit the family.
     """
+    channels = data_config["input_size"][0]
+    if channels != 3:
+        raise DataError(f"Images are read as RGB, 3 channels; the anchors take {channels}.")
     train, test, description = _open(folder, sample)
-    classes = len(set(train.labels))
+    if len(set(train.labels)) < 2:
+        raise DataError(f"{description}: training images of one class only; there is nothing to tell apart.")
     most = max(max(train.labels), max(test.labels)) + 1
-    if classes < 2 or most > num_classes:
+    if most > num_classes:
         raise DataError(f"{description} has {most} classes, the family tells {num_classes} apart.")
     kept, heldout = hold_out(train.labels, seed)
     plain = create_transform(**data_config, is_training=False)
@@ -126,9 +131,11 @@ def hold_out(labels: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
     array, heldout = np.asarray(labels), []
     for label in np.unique(array):
         members = generator.permutation(np.flatnonzero(array == label))
-        heldout.extend(members[: round(len(members) * share)].tolist())
+        # half rounds up; Python's round() would send it to the even neighbour
+        heldout.extend(members[: math.floor(len(members) * share + 0.5)].tolist())
     if not heldout:
-        raise DataError(f"{len(labels)} training images are too few: at least 4 of a class are needed.")
+        needed = math.ceil(0.5 / share)
+        raise DataError(f"{len(labels)} training images are too few: at least {needed} of a class are needed.")
     kept = np.setdiff1d(np.arange(len(array)), heldout).tolist()
     return kept, sorted(heldout)
 
@@ -166,20 +173,24 @@ def batches(
         except DataError as error:
             # a worker process sends its whole traceback; the last line is the sentence
             sentence = str(error).strip().splitlines()[-1].removeprefix("klas_zoo.errors.DataError: ")
-            raise DataError(sentence) from error
+            # its frames would keep the workers alive, waiting for work
+            raise DataError(sentence) from error.with_traceback(None)
         if not forever:
             return
 
 
 def training_transform(data_config: dict[str, Any], augmentation: str) -> Any:
-    """timm's training transforms. Below 64 pixels a padded crop replaces the resized one, as in DeiT."""
-    size = data_config["input_size"][-1]
+    """timm's training transforms. Up to 64 pixels a padded crop replaces the resized one, as in DeiT."""
+    height, width = data_config["input_size"][1:]
     strong = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25} if augmentation == "strong" else {}
     made = create_transform(**data_config, is_training=True, color_jitter=None, **strong)
-    if size > 64:
+    if max(height, width) > 64:
         return made
+    # images of another size are framed as for evaluation; then come conversion and normalisation
+    frame = create_transform(**data_config, is_training=False).transforms[:-2]
+    crop = RandomCrop((height, width), padding=(width // 8, height // 8), padding_mode="reflect")
     steps = [step for step in made.transforms if not isinstance(step, RandomHorizontalFlip)]
-    return Compose([RandomCrop(size, padding=size // 8, padding_mode="reflect"), RandomHorizontalFlip(), *steps[1:]])
+    return Compose([*frame, crop, RandomHorizontalFlip(), *steps[1:]])
 
 
 def _open(folder: Path | None, sample: Path | None) -> tuple[LabelledImages, LabelledImages, str]:
@@ -191,14 +202,15 @@ def _open(folder: Path | None, sample: Path | None) -> tuple[LabelledImages, Lab
         raise DataError(f"--data {folder} is not a folder.")
     for place in (folder, folder / "cifar-10-batches-py"):
         if (place / "data_batch_1").is_file():
-            return ImageArray(*cifar10.read(place, train=True)), ImageArray(*cifar10.read(place, train=False)), "CIFAR-10"
+            parts = [ImageArray(*cifar10.read(place, train=train)) for train in (True, False)]
+            return parts[0], parts[1], "CIFAR-10"
     for held in ("val", "test"):
         if (folder / "train").is_dir() and (folder / held).is_dir():
             train, test = FolderOfImages(folder / "train"), FolderOfImages(folder / held)
             if train.classes != test.classes:
                 odd = sorted(set(train.classes) ^ set(test.classes))[0]
                 raise DataError(f"{folder}: train and {held} have other classes; one has '{odd}', one has not.")
-            return train, test, f"images in {folder.name}"
+            return train, test, f"images in {folder.resolve().name}"
     raise DataError(
         f"{folder} holds neither train/ and val/ (or test/) with a folder a class, nor cifar-10-batches-py."
     )
@@ -239,11 +251,18 @@ class ImageArray:
 
 def _open_sample(folder: Path) -> tuple[ImageArray, ImageArray]:
     """Sheets of square images, a row of the sheet after the other, as make_sample.py writes them."""
-    labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-    return (
-        ImageArray(_cut(folder / "train.webp", labels["size"]), labels["train"]),
-        ImageArray(_cut(folder / "test.webp", labels["size"]), labels["test"]),
-    )
+    try:
+        labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+        train = ImageArray(_cut(folder / "train.webp", labels["size"]), labels["train"])
+        test = ImageArray(_cut(folder / "test.webp", labels["size"]), labels["test"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"The family's sample images in {folder} cannot be read: {error}.") from error
+    for name, part in (("train", train), ("test", test)):
+        if len(part.images) < len(part.labels):
+            raise DataError(
+                f"{folder} is no sample: {len(part.labels)} {name} labels for {len(part.images)} images."
+            )
+    return train, test
 
 
 def _cut(sheet: Path, size: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from klas_zoo.anchors import Family
 from klas_zoo.data import Batch
 from klas_zoo.errors import ExportError
 from klas_zoo.exporters.records import Verification
-from klas_zoo.exporters.to_onnx import export
+from klas_zoo.exporters.to_onnx import RouteExporter
 from klas_zoo.exporters.verify import explain, verify
 from klas_zoo.profiles.devices import Device
 from klas_zoo.profiles.latency import measure
@@ -43,18 +43,22 @@ class RouteResult:
 
 
 class EngineMaker:
-    """Makes engines of one supernet for one device."""
+    """Makes engines of one supernet, whose weights must not change any more, for one device.
+
+    Raises:
+        ExportError: the supernet cannot be translated to ONNX at all.
+    """
 
     def __init__(self, supernet: Supernet, family: Family, device: Device, threads: int | None) -> None:
         self.supernet = supernet.eval()
         self.family, self.device, self.threads = family, device, threads
+        self.exporter = RouteExporter(supernet, family.input_shape)
 
     def make(
         self, result: RouteResult, images: Iterable[Batch], folder: Path
     ) -> tuple[RouteResult, Path | None]:
         """Exports one route and compares it with torch on real images; the path is None if it fails."""
         file = folder / f"{result.route}.onnx"
-        network = self.supernet.network(result.route)
         facts = {
             "family": self.family.name,
             "route": str(result.route),
@@ -62,9 +66,13 @@ class EngineMaker:
             "klas_zoo": metadata.version("klas-zoo"),
         }
         try:
-            export(network, self.family.input_shape, file, metadata=facts)
+            self.exporter.export(result.route, file, metadata=facts)
             found = verify(
-                file, network, (batch for batch, _ in images), provider=self.device.provider, threads=self.threads
+                file,
+                self.supernet.network(result.route),
+                (batch for batch, _ in images),
+                provider=self.device.provider,
+                threads=self.threads,
             )
         except ExportError as error:
             return replace(result, rejected=str(error)), None

@@ -7,6 +7,7 @@
     ├── FamilyError             a family file or its anchors do not fit together
     │   └── WeightsError        a checkpoint is missing, truncated or of another model
     ├── DataError               images or labels that cannot be used
+    ├── CountingError           a network uses an operator whose multiply-adds nobody can count
     ├── SelectionError          no stitch can be chosen (no seam, probes gone wrong …)
     ├── ExportError             a route could not be turned into an engine
     │   └── VerificationError   an engine is not the same function as its route
@@ -75,6 +76,10 @@ class WeightsError(FamilyError):
 
 class DataError(KlasZooError):
     """Images or labels that cannot be used."""
+
+
+class CountingError(KlasZooError):
+    """A network uses an operator whose multiply-adds nobody can count."""
 
 
 class SelectionError(KlasZooError):

@@ -66,8 +66,8 @@ class FamilySpec:
 
 def builtin_families() -> dict[str, FamilySpec]:
     """The families that come with klas-zoo, by name."""
-    files = sorted(_builtin_folder().glob("*.toml"))
-    return {spec.name: spec for spec in map(read_family, files)}
+    specs = map(read_family, _builtin_folder().glob("*.toml"))
+    return {spec.name: spec for spec in sorted(specs, key=lambda spec: spec.name)}
 
 
 def find_family(name_or_path: str) -> FamilySpec:

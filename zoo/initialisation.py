@@ -6,7 +6,8 @@ block j (j = 0: the target's stem output; SN-Net's own code fits another feature
     T = argmin Σ ‖T x + b − y‖² + λ ‖T‖²,   over all tokens of all images.
 
 Only moments are kept, Σx, Σy, Σxxᵀ and Σyxᵀ, summed batch by batch, so that memory does not
-grow with the number of images. Seams after the same block share Σxxᵀ.
+grow with the number of images. Seams after the same block share Σxxᵀ. Features are taken less
+their mean in the first batch: a channel far from zero would drown its variance in rounding.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from klas_zoo.chains import evaluating
 from klas_zoo.data import Batch
 from klas_zoo.errors import SelectionError
 from klas_zoo.routes import Seam
@@ -27,9 +29,10 @@ Position = tuple[str, int]
 
 @dataclass
 class _Moments:
-    """Sums over rows, in float64."""
+    """Sums in float64 over rows of features less `shifts`; rows are tokens or pixels of images."""
 
-    rows: int = 0
+    rows: dict[Position, int] = field(default_factory=dict)
+    shifts: dict[Position, Tensor] = field(default_factory=dict)
     sums: dict[Position, Tensor] = field(default_factory=dict)
     squares: dict[Position, Tensor] = field(default_factory=dict)
     products: dict[Seam, Tensor] = field(default_factory=dict)
@@ -52,12 +55,15 @@ def initialise_stitches(
         For every seam the share of the target features' variance that is left unexplained, 0..1.
 
     Raises:
-        SelectionError: activations of an anchor are not finite; names the block.
+        SelectionError: activations of an anchor are not finite, and the message names the block;
+            or there are no images.
     """
     moments = _Moments()
     for images, _ in batches:
         _accumulate(supernet, moments, images)
         on_batch(len(images))
+    if supernet.seams and not moments.rows:
+        raise SelectionError("There are no images to fit the stitching layers to.")
     return {seam: _solve(supernet, moments, seam, ridge) for seam in supernet.seams}
 
 
@@ -66,13 +72,18 @@ def _accumulate(supernet: Supernet, moments: _Moments, images: Tensor) -> None:
     wanted = sources | {(seam.target, seam.j) for seam in supernet.seams}
     rows: dict[Position, Tensor] = {}
     for name in {anchor for anchor, _ in wanted}:
-        for position, features in enumerate(supernet.chain(name).walk(images)):
-            if (name, position) in wanted:
-                rows[name, position] = _as_rows(features)
-                if not torch.isfinite(features).all():
-                    raise SelectionError(f"Activations after block {position} of {name} are not finite.")
-    moments.rows += len(next(iter(rows.values()))) if rows else 0
+        chain = supernet.chain(name)
+        with evaluating(chain):
+            for block, features in enumerate(chain.walk(images)):
+                if (name, block) in wanted:
+                    if not torch.isfinite(features).all():
+                        raise SelectionError(f"Activations after block {block} of {name} are not finite.")
+                    rows[name, block] = _as_rows(features)
     for position, values in rows.items():
+        if position not in moments.shifts:
+            moments.shifts[position] = values.mean(0)
+        rows[position] = values = values - moments.shifts[position]
+        _add(moments.rows, position, len(values))
         _add(moments.sums, position, values.double().sum(0))
         square = values.T @ values if position in sources else (values**2).sum(0)
         _add(moments.squares, position, square.double())
@@ -87,22 +98,23 @@ def _as_rows(features: Tensor) -> Tensor:
     return channels_last.reshape(-1, channels_last.shape[-1])
 
 
-def _add(sums: dict, key: object, value: Tensor) -> None:  # type: ignore[type-arg]
+def _add(sums: dict, key: object, value: Tensor | int) -> None:  # type: ignore[type-arg]
     sums[key] = sums[key] + value if key in sums else value
 
 
 def _solve(supernet: Supernet, moments: _Moments, seam: Seam, ridge: float) -> float:
     source, target = (seam.source, seam.i), (seam.target, seam.j)
-    mean_x, mean_y = moments.sums[source] / moments.rows, moments.sums[target] / moments.rows
-    covariance = moments.squares[source] / moments.rows - torch.outer(mean_x, mean_x)
-    cross = moments.products[seam] / moments.rows - torch.outer(mean_y, mean_x)
+    count = moments.rows[source]  # both sides of a seam have as many
+    mean_x, mean_y = moments.sums[source] / count, moments.sums[target] / count
+    covariance = moments.squares[source] / count - torch.outer(mean_x, mean_x)
+    cross = moments.products[seam] / count - torch.outer(mean_y, mean_x)
     width = len(mean_x)
     strength = ridge * covariance.trace().clamp_min(1e-12) / width
-    weight = torch.linalg.solve(covariance + strength * torch.eye(width, dtype=covariance.dtype), cross.T).T
+    weight = torch.linalg.solve(covariance + torch.diag(strength.expand(width)), cross.T).T
     layer = supernet.stitch(seam).linear
     layer.weight.copy_(weight)
-    layer.bias.copy_(mean_y - weight @ mean_x)
+    layer.bias.copy_(moments.shifts[target] + mean_y - weight @ (moments.shifts[source] + mean_x))
     squares = moments.squares[target]
-    variance = (squares.diagonal() if squares.ndim == 2 else squares).sum() / moments.rows - mean_y @ mean_y
+    variance = (squares.diagonal() if squares.ndim == 2 else squares).sum() / count - mean_y @ mean_y
     explained = 2 * (weight * cross).sum() - ((weight @ covariance) * weight).sum()
     return float((1 - explained / variance).clamp(0, 1)) if variance > 0 else 0.0

@@ -150,8 +150,8 @@ class Pick:
             f"onnxruntime cannot use here: pick for another device, or install the onnxruntime for this one."
         )
 
-    def explain(self) -> list[str]:
-        """What was picked and what lies beside it, one line each, for people."""
+    def summary(self) -> list[str]:
+        """What was picked and its numbers, one line each, for people."""
         engine, latency = self.engine, self.latency
         threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
         lines = [
@@ -160,14 +160,18 @@ class Pick:
             f"({self.percentile}, batch {latency.batch}, {threads}, {latency.hardware})",
             f"top-1    {engine.top1:.2f} % on {engine.images} images of {engine.dataset}",
             f"size     {format_size(engine.size_bytes)}, {format_macs(engine.macs)} MACs",
-            f"fitting  {self.fitting} of {self.candidates} engines",
         ]
+        if self.random_weights:
+            lines.append("warning  its weights are random: the accuracy means nothing")
+        return lines
+
+    def explain(self) -> list[str]:
+        """The summary, and what lies beside the picked engine."""
+        lines = [*self.summary(), f"fitting  {self.fitting} of {self.candidates} engines"]
         if self.runner_up_faster:
             lines.append(f"faster   {self.runner_up_faster}")
         if self.runner_up_slower:
             lines.append(f"slower   {self.runner_up_slower}")
-        if self.random_weights:
-            lines.append("warning  its weights are random: the accuracy means nothing")
         return lines
 
     def to_json(self) -> dict[str, object]:

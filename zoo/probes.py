@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from klas_zoo.chains import Chain
+from klas_zoo.chains import Chain, evaluating
 from klas_zoo.data import Batch
 from klas_zoo.errors import SelectionError
 
@@ -29,7 +29,6 @@ class Probes(nn.Module):
     def __init__(self, chain: Chain) -> None:
         super().__init__()
         self.depth = chain.depth
-        self.pool = chain.pool
         widths = [chain.width(block) for block in range(1, chain.depth + 1)]
         self.groups = {width: [k for k, w in enumerate(widths) if w == width] for width in sorted(set(widths))}
         self.norms = nn.ModuleDict({str(w): _Standardise(len(b), w) for w, b in self.groups.items()})
@@ -53,22 +52,27 @@ class Probes(nn.Module):
 
 
 class _Standardise(nn.Module):
-    """Features of n blocks (n, B, D), each channel to mean 0 and variance 1."""
+    """Features of n blocks (n, B, D), each channel to mean 0 and variance 1.
+
+    The anchors are frozen, so their statistics do not drift: all batches count alike. A moving
+    average would still hold its starting values after a short training.
+    """
 
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, blocks: int, width: int, momentum: float = 0.1) -> None:
+    def __init__(self, blocks: int, width: int) -> None:
         super().__init__()
-        self.momentum = momentum
+        self.batches = 0
         self.register_buffer("mean", torch.zeros(blocks, 1, width))
         self.register_buffer("variance", torch.ones(blocks, 1, width))
 
     def forward(self, features: Tensor) -> Tensor:
         if self.training:
             variance, mean = torch.var_mean(features, 1, keepdim=True, correction=0)
-            self.mean.lerp_(mean, self.momentum)
-            self.variance.lerp_(variance, self.momentum)
+            self.batches += 1
+            self.mean.lerp_(mean, 1 / self.batches)
+            self.variance.lerp_(variance, 1 / self.batches)
         else:
             variance, mean = self.variance, self.mean
         return (features - mean) * (variance + 1e-6).rsqrt()
@@ -84,14 +88,14 @@ class ProbeSettings:
     weight_decay: float = 1e-3
 
 
-def walk_pooled(chain: Chain, pool: Callable[[Tensor], Tensor], images: Tensor) -> tuple[list[Tensor], Tensor]:
+def walk_pooled(chain: Chain, images: Tensor) -> tuple[list[Tensor], Tensor]:
     """One forward pass: pooled features of block 1..n, each (B, D_k), and the logits (B, classes)."""
     pooled = []
-    features = None
-    for position, features in enumerate(chain.walk(images)):
-        if position > 0:
-            pooled.append(pool(features))
-    return pooled, chain.head(features)
+    with evaluating(chain):
+        for position, features in enumerate(chain.walk(images)):
+            if position > 0:
+                pooled.append(chain.pool(features))
+        return pooled, chain.head(features)
 
 
 def train_probes(
@@ -124,7 +128,7 @@ def train_probes(
             total = torch.zeros(())
             for name, chain in chains.items():
                 with torch.inference_mode():
-                    pooled, _ = walk_pooled(chain, chain.pool, images)
+                    pooled, _ = walk_pooled(chain, images)
                 losses = _losses(probes[name]([p.clone() for p in pooled]), labels)
                 _check_finite(losses, name)
                 total = total + losses.sum()
@@ -137,7 +141,7 @@ def train_probes(
 
 def log_probabilities(chain: Chain, probes: Probes, images: Tensor) -> Tensor:
     """log P after every block, and of the anchor itself at the end: (n + 1, B, classes)."""
-    pooled, logits = walk_pooled(chain, chain.pool, images)
+    pooled, logits = walk_pooled(chain, images)
     return F.log_softmax(torch.cat([probes(pooled), logits[None]]).float(), -1)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
 from klas_zoo.chains import Chain, can_stitch
-from klas_zoo.errors import SelectionError
+from klas_zoo.errors import SelectionError, UnknownName
 from klas_zoo.routes import Route
 from klas_zoo.similarity import Similarities
 
@@ -88,16 +88,24 @@ def choose_pairs(
     The paper stitches the pairs whose outputs have the lowest Θ; how many is not said. A path
     covers the whole range of cost once, and gives both published choices: Swin's B is about as
     far from Ti as S is, so it skips S; DeiT's S lies between its neighbours, so it does not.
+    Where no path spans the range, the one with the fewest gaps and then the most pairs is taken.
 
     Args:
         names: anchors ordered from cheap to dear.
-        output_distance: Θ between the final outputs of (cheaper, dearer), in nats.
+        output_distance: Θ between the final outputs of (cheaper, dearer), in nats; a pair that
+            cannot be stitched is left out.
     """
     middle = names[1:-1]
     paths = [
         (names[0], *kept, names[-1]) for size in range(len(middle) + 1) for kept in combinations(middle, size)
     ]
-    return tuple(pairwise(min(paths, key=lambda path: sum(output_distance[pair] for pair in pairwise(path)))))
+
+    def length(path: tuple[str, ...]) -> tuple[int, int, float]:
+        known = [output_distance[pair] for pair in pairwise(path) if pair in output_distance]
+        gaps = len(path) - 1 - len(known)
+        return gaps, -len(known) if gaps else 0, sum(known)
+
+    return tuple(pair for pair in pairwise(min(paths, key=length)) if pair in output_distance)
 
 
 def select(
@@ -110,7 +118,9 @@ def select(
         cost: multiply-adds of a route, or anything else to spread the stitches over.
 
     Raises:
-        SelectionError: no pair of anchors has a seam, or a wanted pair is not ordered by cost.
+        SelectionError: no pair of anchors has a seam, a wanted pair is not ordered by cost, or no
+            stitch lies between its anchors in cost.
+        UnknownName: a wanted pair names no anchor of the family.
     """
     names = list(chains)
     whole = {name: cost(Route.anchor(name, chain.depth)) for name, chain in chains.items()}
@@ -124,17 +134,20 @@ def select(
         pair: similarities.of_outputs(*pair) for pair in combinations(names, 2) if _has_seam(chains, *pair)
     }
     if settings.pairs is not None:
-        pairs = settings.pairs
+        pairs = tuple(dict.fromkeys(settings.pairs))
         for pair in pairs:
             if pair not in stitchable:
                 raise SelectionError(_why_not(chains, *pair))
     else:
-        missing = dict.fromkeys(combinations(names, 2), float("inf"))
-        pairs = choose_pairs(names, {**missing, **stitchable})
-        pairs = tuple(pair for pair in pairs if pair in stitchable)
+        pairs = choose_pairs(names, stitchable)
     if not pairs:
         raise SelectionError(_why_not(chains, names[0], names[-1]))
     candidates = [c for pair in pairs for c in _select_pair(chains, similarities, cost, settings, pair, whole)]
+    if not candidates:
+        raise SelectionError(
+            f"No stitch of {' or '.join(map(' → '.join, pairs))} costs more than its source and less than its "
+            "target: the anchors are too close in cost."
+        )
     return Selection(settings=settings, pairs=pairs, candidates=tuple(candidates))
 
 
@@ -203,7 +216,12 @@ def _has_seam(chains: dict[str, Chain], source: str, target: str) -> bool:
 
 def _why_not(chains: dict[str, Chain], source: str, target: str) -> str:
     order = list(chains)
-    if source in order and target in order and order.index(source) > order.index(target):
+    for name in (source, target):
+        if name not in order:
+            raise UnknownName("anchor", name, order)
+    if source == target:
+        return f"A stitch joins two anchors, not {source} and itself."
+    if order.index(source) > order.index(target):
         return f"Stitches run from the cheaper anchor to the dearer one: ask for {target}:{source}."
     found = [sorted({str(shape) for shape in chains[name].shapes[1:]}) for name in (source, target)]
     return (

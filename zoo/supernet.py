@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from klas_zoo.chains import Chain
@@ -64,7 +63,7 @@ class Supernet(nn.Module):
         super().__init__()
         # the prefix keeps names such as "half" apart from nn.Module's own methods
         self.chains = nn.ModuleDict({f"anchor_{name}": chain for name, chain in chains.items()})
-        self.routes = tuple(routes)
+        self.routes = tuple(dict.fromkeys(routes))
         seams = sorted({seam for route in self.routes for seam in route.seams})
         self._keys = {seam: f"{index:04d}" for index, seam in enumerate(seams)}
         self.stitches = nn.ModuleDict({self._keys[seam]: self._new_layer(seam) for seam in seams})
@@ -108,12 +107,18 @@ class Supernet(nn.Module):
     def _descend(
         self, features: Tensor, paths: list[tuple[tuple[Step, ...], Route]]
     ) -> Iterator[tuple[Route, Tensor]]:
-        branches: dict[Step, list[tuple[tuple[Step, ...], Route]]] = {}
-        for steps, route in paths:
-            if steps:
-                branches.setdefault(steps[0], []).append((steps[1:], route))
-            else:
-                yield route, features
+        while True:
+            branches: dict[Step, list[tuple[tuple[Step, ...], Route]]] = {}
+            for steps, route in paths:
+                if steps:
+                    branches.setdefault(steps[0], []).append((steps[1:], route))
+                else:
+                    yield route, features
+            if len(branches) != 1:
+                break
+            # no branching: a loop instead of a call lets go of the features before
+            step, paths = branches.popitem()
+            features = self.module(step)(features)
         for step, below in branches.items():
             yield from self._descend(self.module(step)(features), below)
 
@@ -121,12 +126,11 @@ class Supernet(nn.Module):
         """One route as a plain module of its own that shares the supernet's weights."""
         return nn.Sequential(*(self.module(step) for step in steps_of(route)))
 
-    @torch.no_grad()
     def freeze_statistics(self) -> None:
         """Evaluation mode for every normalisation that keeps running statistics.
 
         Routes feed a block differently; running statistics would mix them and fit none.
         """
         for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, nn.modules.batchnorm._NormBase):  # batch and instance norms
                 module.eval()

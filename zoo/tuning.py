@@ -146,7 +146,8 @@ def _optimiser(supernet: Supernet, settings: TuningSettings) -> torch.optim.Opti
     groups = []
     for part, rate in ((supernet.chains, settings.anchor_rate), (supernet.stitches, settings.stitch_rate)):
         for decays in (True, False):
-            chosen = [p for p in part.parameters() if (p.squeeze().ndim > 1) is decays]
+            # positions and prefix tokens, (1, N, D), are no matrices
+            chosen = [p for p in part.parameters() if (p.ndim > 1 and len(p) > 1) is decays]
             decay = settings.weight_decay if decays else 0.0
             groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
     return torch.optim.AdamW(groups)

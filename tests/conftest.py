@@ -1,0 +1,61 @@
+"""Fixtures that several test modules share; all of them are small and the same in every run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from toys import write_images
+
+from klas_zoo.anchors import Family, load_family
+from klas_zoo.families import FamilySpec, read_family
+
+TINY_FAMILY = """
+name = "tiny-vits"
+input_shape = [3, 16, 16]
+num_classes = 4
+
+[[anchors]]
+name = "half"
+model = "deit_tiny_patch16_224"
+arguments = { img_size = 16, patch_size = 8, embed_dim = 12, depth = 3, num_heads = 2 }
+
+[[anchors]]
+name = "train"
+model = "deit_tiny_patch16_224"
+arguments = { img_size = 16, patch_size = 8, embed_dim = 24, depth = 3, num_heads = 2 }
+
+[[anchors]]
+name = "float"
+model = "deit_tiny_patch16_224"
+arguments = { img_size = 16, patch_size = 8, embed_dim = 48, depth = 4, num_heads = 2 }
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    # toys are too small to share out, and a busy machine makes threads wait for each other
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_spec(tmp_path: Path) -> FamilySpec:
+    """Three Vision Transformers of five tokens, named like methods of nn.Module."""
+    file = tmp_path / "tiny-vits.toml"
+    file.write_text(TINY_FAMILY)
+    return read_family(file)
+
+
+@pytest.fixture
+def tiny_family(tiny_spec: FamilySpec) -> Family:
+    return load_family(tiny_spec, random_weights=True, seed=5)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and val/ of three classes, 16 and 4 images each."""
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder / "train", ("ant", "bee", "cat"), 16, seed=1)
+    write_images(folder / "val", ("ant", "bee", "cat"), 4, seed=2)
+    return folder

@@ -1,0 +1,160 @@
+"""The main job from end to end, on networks and images small enough for seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from klas_zoo.cli import main
+from klas_zoo.picking import pick
+from klas_zoo.registry import Registry
+
+FAMILY = """
+name = "toy"
+input_shape = [3, 16, 16]
+num_classes = 3
+"""
+ANCHOR = """
+[[anchors]]
+name = "{name}"
+model = "vit_tiny_patch16_224"
+arguments = {{ img_size = 16, patch_size = 8, embed_dim = {width}, depth = 3, num_heads = 2 }}
+"""
+QUICK = (
+    *("--random-weights", "--tune-steps", "3", "--tune-batch", "8", "--init-images", "16"),
+    *("--probe-epochs", "1", "--probe-batch", "8", "--buckets", "3", "--tolerance", "0", "--threads", "1"),
+)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a family file and a small image folder of three colours."""
+    folder = tmp_path_factory.mktemp("toy")
+    anchors = (ANCHOR.format(name=name, width=width) for name, width in (("cheap", 8), ("dear", 16)))
+    (folder / "toy.toml").write_text(FAMILY + "".join(anchors))
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 8)):
+        for label, name in enumerate(("blue", "green", "red")):
+            place = folder / "images" / split / name
+            place.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 120, (16, 16, 3), dtype=np.uint8)
+                pixels[..., label] += 120
+                Image.fromarray(pixels).save(place / f"{index}.png")
+    return folder
+
+
+def command(toy: Path, registry: Path, *more: object) -> list[str]:
+    fixed = ["build", "--family", toy / "toy.toml", "--data", toy / "images", "--registry", registry]
+    return [str(one) for one in (*fixed, *QUICK, *more)]
+
+
+@pytest.fixture(scope="module")
+def built(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    registry = tmp_path_factory.mktemp("registry")
+    result = CliRunner().invoke(main, [*command(toy, registry), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return registry, json.loads(result.stdout)
+
+
+def test_a_build_registers_verified_timed_engines(built: tuple[Path, dict]) -> None:
+    registry, report = built
+    engines = Registry.open(registry, create=False).engines()
+    wanted = {r["route"] for r in report["routes"] if r["on_frontier"] or len(r["segments"]) == 1}
+    assert {str(one.route) for one in engines} == wanted
+    for one in engines:
+        assert one.verification.passed
+        assert one.verification.images == 24
+        assert one.latencies[0].runs >= 50
+        assert one.latencies[0].min_ms <= one.latencies[0].p50_ms <= one.latencies[0].p99_ms
+
+
+def test_the_report_holds_every_number_that_led_to_the_choice(built: tuple[Path, dict]) -> None:
+    _, report = built
+    candidates = report["selection"]["candidates"]
+    chosen = {c["route"] for c in candidates if c["reason"]}
+    assert chosen == {r["route"] for r in report["routes"] if len(r["segments"]) > 1}
+    for one in candidates:
+        assert one["score"] == pytest.approx(max(one["mismatch"], 0) / max(one["capacity"], 1e-4))
+
+
+def test_random_weights_are_loud_everywhere(built: tuple[Path, dict], toy: Path) -> None:
+    registry, report = built
+    assert report["build"]["weights"] == "random"
+    for arguments in (["list"], ["pick", "--latency", "1s"]):
+        result = CliRunner().invoke(main, [*arguments, "--registry", str(registry)])
+        assert "random" in result.output.lower()
+
+
+def test_pictures_and_reports_are_written(built: tuple[Path, dict]) -> None:
+    registry, report = built
+    (folder,) = (registry / "reports").iterdir()
+    assert json.loads((folder / "report.json").read_text()) == report
+    with Image.open(folder / "frontier.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 800
+
+
+def test_a_picked_engine_answers_any_batch(built: tuple[Path, dict]) -> None:
+    registry, _ = built
+    session = pick("10s", registry=registry).load()
+    for batch in (1, 5):
+        (logits,) = session.run(None, {"images": np.zeros((batch, 3, 16, 16), np.float32)})
+        assert logits.shape == (batch, 3)
+
+
+def test_the_same_seed_gives_the_same_engines(built: tuple[Path, dict], toy: Path, tmp_path: Path) -> None:
+    _, first = built
+    result = CliRunner().invoke(main, [*command(toy, tmp_path), "--json"], catch_exceptions=False)
+    again = json.loads(result.stdout)
+    assert again["selection"] == first["selection"]
+    assert [r["top1"] for r in again["routes"]] == [r["top1"] for r in first["routes"]]
+
+
+def test_without_tuning_accuracy_stays_as_it_was(toy: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, [*command(toy, tmp_path), "--tune-steps", "0", "--json"], catch_exceptions=False)
+    routes = json.loads(result.stdout)["routes"]
+    assert [r["top1"] for r in routes] == [r["top1_before"] for r in routes]
+
+
+def test_an_unreadable_image_stops_the_build_and_names_it(
+    built: tuple[Path, dict], toy: Path, tmp_path: Path
+) -> None:
+    registry, _ = built
+    before = Registry.open(registry, create=False).engines()
+    bad = toy / "images" / "train" / "red" / "bad.png"
+    bad.write_bytes(b"no picture")
+    try:
+        result = CliRunner().invoke(main, command(toy, registry), catch_exceptions=False)
+    finally:
+        bad.unlink()
+    assert result.exit_code == 1
+    assert "bad.png cannot be read" in result.stderr
+    assert Registry.open(registry, create=False).engines() == before
+
+
+def test_a_build_killed_at_any_moment_leaves_the_registry_as_it_was(
+    built: tuple[Path, dict], toy: Path
+) -> None:
+    registry, _ = built
+    before = Registry.open(registry, create=False).engines()
+    for seconds in (2.0, 6.0):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "klas_zoo", *command(toy, registry, "--tune-steps", "100000")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(seconds)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        assert Registry.open(registry, create=False).engines() == before

@@ -1,0 +1,124 @@
+"""The command line: what it documents, what it answers to bad input, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from made_up import filled_registry
+
+from klas_zoo.cli import main
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr; a bug keeps its traceback."""
+    result = CliRunner().invoke(main, [str(one) for one in arguments], catch_exceptions=False)
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_and_option_is_documented(name: str) -> None:
+    command = main.commands[name]
+    assert command.help
+    for option in command.params:
+        assert isinstance(option, click.Option)
+        assert option.help, f"{name} {option.name}"
+
+
+def test_python_m_klas_zoo_is_the_same_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "klas_zoo", "families"], check=True, capture_output=True, text=True
+    )
+    assert "deit-micro" in done.stdout
+
+
+def test_families_are_shown_for_people_and_machines() -> None:
+    code, out, _ = run("families")
+    assert code == 0
+    assert "tiny (deit_micro_tiny) < small (deit_micro_small) < base (deit_micro_base)" in out
+    code, out, _ = run("families", "--json")
+    assert [one["family"] for one in json.loads(out)] == ["deit", "deit-micro"]
+
+
+def test_pick_prints_the_path_first_and_the_numbers_after(tmp_path: Path) -> None:
+    registry = filled_registry(tmp_path)
+    code, out, _ = run("pick", "--latency", "1s", "--registry", tmp_path)
+    assert code == 0
+    best = max(registry.engines(), key=lambda one: one.top1)
+    assert out.splitlines()[0] == str(best.path)
+    assert f"{best.top1:.2f} %" in out
+
+
+def test_pick_explains_both_neighbours_only_when_asked(tmp_path: Path) -> None:
+    filled_registry(tmp_path)
+    _, short, _ = run("pick", "--latency", "1.5ms", "--registry", tmp_path)
+    _, long, _ = run("pick", "--latency", "1.5ms", "--registry", tmp_path, "--explain")
+    assert len(long.splitlines()) > len(short.splitlines())
+    assert "faster" in long
+    assert "slower" in long
+
+
+def test_pick_answers_in_json(tmp_path: Path) -> None:
+    registry = filled_registry(tmp_path)
+    code, out, _ = run("pick", "--latency", "1s", "--registry", tmp_path, "--json")
+    assert code == 0
+    assert Path(json.loads(out)["engine"]["path"]).is_relative_to(registry.root)
+
+
+def test_list_shows_what_is_registered(tmp_path: Path) -> None:
+    registry = filled_registry(tmp_path)
+    code, out, _ = run("list", "--registry", tmp_path)
+    assert code == 0
+    assert all(str(one.route) in out for one in registry.engines())
+    code, out, _ = run("list", "--registry", tmp_path, "--json")
+    assert len(json.loads(out)) == len(registry.engines())
+
+
+BAD = {
+    "an unknown family names the nearest": (["build", "--family", "deit-mikro"], 2, "did you mean deit-micro"),
+    "an unknown device names the known ones": (["build", "--family", "deit", "--device", "cpuu"], 2, "did you mean cpu?"),
+    "a budget that does not parse says which forms do": (["pick", "--latency", "5"], 2, "5ms, 200us or 1.5s"),
+    "a negative budget": (["pick", "--latency", "-5ms"], 2, "5ms, 200us or 1.5s"),
+    "a size that does not parse": (["pick", "--latency", "5ms", "--max-size", "50"], 2, "50MB"),
+    "a pair that is none": (["build", "--family", "deit-micro", "--pair", "tiny"], 2, "SOURCE:TARGET"),
+    "a pair of unknown anchors": (["build", "--family", "deit-micro", "--pair", "tini:base"], 2, "did you mean tiny?"),
+    "contradictory lengths of tuning": (
+        ["build", "--family", "deit-micro", "--tune-steps", "5", "--tune-epochs", "1"], 2, "contradict"
+    ),
+    "contradictory weights": (
+        ["build", "--family", "deit-micro", "--random-weights", "--weights", "."], 2, "contradict"
+    ),
+    "weights that are not there": (["build", "--family", "deit", "--weights", "nowhere"], 1, "No weights for anchor tiny"),
+    "data that is not there": (["build", "--family", "deit-micro", "--data", "nowhere"], 1, "nowhere is not a folder"),
+    "a family file that is not there": (["build", "--family", "none.toml"], 1, "none.toml cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "code", "says"), BAD.values(), ids=BAD)
+def test_bad_input_gets_one_sentence(arguments: list[str], code: int, says: str, tmp_path: Path) -> None:
+    filled = filled_registry(tmp_path)
+    before = filled.engines()
+    found, out, error = run(*arguments, "--registry", tmp_path)
+    assert (found, out) == (code, "")
+    assert says in error
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
+    assert filled.engines() == before
+
+
+def test_nothing_registered_says_what_to_do(tmp_path: Path) -> None:
+    code, _, error = run("pick", "--latency", "5ms", "--registry", tmp_path / "none")
+    assert code == 1
+    assert "run klas-zoo build first" in error
+
+
+def test_nothing_that_fits_names_the_nearest(tmp_path: Path) -> None:
+    filled_registry(tmp_path)
+    code, _, error = run("pick", "--latency", "1us", "--registry", tmp_path)
+    assert code == 1
+    assert "the nearest is" in error
