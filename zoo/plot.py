@@ -36,6 +36,7 @@ def draw(result: BuildResult, path: Path) -> None:
     axes.set_ylabel(f"top-1, % of {len(result.data.test):,} test images")
     loud = "RANDOM WEIGHTS — " if result.family.weights == "random" else ""
     axes.set_title(f"{loud}{result.family.name} on {result.record.device}: {first.hardware}", fontsize=10)
+    axes.margins(x=0.08)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, format="png", metadata={"Software": "klas-zoo"})
