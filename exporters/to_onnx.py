@@ -5,8 +5,9 @@ supernet is translated once, every chain and stitching layer in one graph, and a
 out of a copy in 0.1 s: what reads the target's features at a seam is made to read the stitching
 layer instead, the last anchor's logits become the only output, and what nobody reads is dropped.
 
-Opset 23 is the first with attention as one operator. onnxruntime runs it on a CPU 4 to 8 %
-faster than the products and softmax of opset 20, which it does not fuse.
+Opset 23 is the first with attention as one operator. onnxruntime runs it on a CPU 4 to 11 %
+faster than the products and softmax of opset 20, which it does not fuse. onnxruntime 1.24 ran
+it on the CPU whatever the provider (its issue 28025); 1.31 has it for CUDA.
 """
 
 from __future__ import annotations
@@ -159,6 +160,7 @@ def _write(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
     for value in (graph.inputs[0], graph.outputs[0]):
         assert value.shape is not None
         value.shape = ir.Shape([BATCH, *value.shape[1:]])
+        value.metadata_props.clear()
     model.metadata_props.update(sorted(metadata.items()))
     size = sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value)
     if size > MOST_BYTES:

@@ -1,11 +1,20 @@
 """Whether an engine computes what torch computes, on real images.
 
-The tolerance is in units of the logits and lies between rounding and the smallest mistake:
-PLACEHOLDER
+The tolerance lies between rounding and the smallest mistake. Measured on 2,000 CIFAR-10 images
+with trained anchors of deit-micro, whose logits spread by 1.4, the largest difference was
+
+    3e-6    onnxruntime against torch
+    8e-6    torch with oneDNN against torch without
+    1.3e-4  GELU's tanh approximation in one of eight blocks
+    4e-4    one matrix rounded to fp16
+    4e-2    all weights rounded to bf16
+
+and 4e-6 with DeiT-S and DeiT-B at random weights times two, so 1e-4 leaves rounding a factor of 20.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,7 +27,7 @@ from klas_zoo.exporters.records import Verification
 from klas_zoo.modes import evaluating
 from klas_zoo.profiles.devices import first_line, open_session
 
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4  # in units of the logits
 MIN_AGREEMENT = 0.999
 
 
@@ -44,16 +53,16 @@ def verify(
             shape than the network's.
         ExportError: onnxruntime cannot load the engine.
     """
-
-    def answer(images: Tensor) -> Tensor:
-        with evaluating(module), torch.inference_mode():
-            logits: Tensor = module(images)
-        return logits
-
-    pairs = ((images, answer(images)) for images in batches)
-    return compare(
-        engine, pairs, provider=provider, threads=threads, tolerance=tolerance, min_agreement=min_agreement
-    )
+    answer = torch.inference_mode()(module)
+    with evaluating(module):
+        return compare(
+            engine,
+            ((images, answer(images)) for images in batches),
+            provider=provider,
+            threads=threads,
+            tolerance=tolerance,
+            min_agreement=min_agreement,
+        )
 
 
 def compare(
@@ -74,7 +83,7 @@ def compare(
             found = session.run(None, {name: images.cpu().numpy()})[0]
         except Exception as error:  # onnxruntime's exceptions have no common class of their own
             raise VerificationError(f"onnxruntime cannot run {engine.name}: {first_line(error)}") from error
-        wanted = expected.cpu().numpy()
+        wanted = expected.detach().cpu().numpy()
         if found.shape != wanted.shape:
             raise VerificationError(
                 f"{engine.name} answers images {tuple(images.shape)} with {found.shape}, torch with {wanted.shape}."
@@ -96,17 +105,17 @@ def compare(
 
 def explain(verification: Verification) -> str:
     """One sentence: which limit was missed by how much, or that none was."""
-    v = verification
+    largest, tolerance = verification.max_abs_difference, verification.tolerance
+    images = f"on {verification.images} images"
+    if verification.passed:
+        return f"The engine computes what torch computes: {images} logits differ by at most {largest:.2g}."
     missed = []
-    if not np.isfinite(v.max_abs_difference):
+    if not math.isfinite(largest):
         missed.append("some logits are not finite")
-    elif v.max_abs_difference > v.tolerance:
-        missed.append(
-            f"logits differ by up to {v.max_abs_difference:.2g}, {v.max_abs_difference / v.tolerance:.1f} times "
-            f"the tolerance of {v.tolerance:.2g}"
-        )
-    if not v.top1_agreement >= v.min_agreement:
-        missed.append(f"only {v.top1_agreement:.2%} of the top classes agree, {v.min_agreement:.2%} have to")
-    verdict = "; ".join(missed) or f"logits differ by at most {v.max_abs_difference:.2g}"
-    subject = "The engine is the same function as its network" if not missed else "The engine is another function"
-    return f"{subject}: on {v.images} images {verdict}."
+    elif largest > tolerance:
+        times = f"{largest / tolerance:.1f} times the {tolerance:g} that is allowed"
+        missed.append(f"logits differ by up to {largest:.2g}, {times}")
+    if verification.top1_agreement < verification.min_agreement:
+        found, required = 100 * verification.top1_agreement, 100 * verification.min_agreement
+        missed.append(f"the top class is the same for {found:.2f} % of them, {required:.2f} % are required")
+    return f"The engine does not compute what torch computes: {images} {', and '.join(missed)}."

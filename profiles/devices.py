@@ -5,9 +5,11 @@ Imports nothing heavy: asking for `cpu` costs no torch.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
-# what makes a processor fast at networks; the kernel's names for it, x86 and Arm
-_NOTABLE = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "sve", "i8mm", "bf16")
+# the kernel's names, x86 and Arm, for what makes a processor fast at networks
+_NOTABLE = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm", "sve")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Device:
         name: what the user calls it.
         provider: onnxruntime's execution provider for it.
         torch_device: where torch computes for it.
-        hardware: the machine's own part, for people: model, cores, instruction sets, driver.
+        hardware: this machine's, for people: model, cores and instruction sets, or driver.
     """
 
     name: str
@@ -51,7 +53,7 @@ def resolve_device(name: str) -> Device:
 
     Raises:
         UnknownName: this version knows no such device.
-        KlasZooError: it is known, but this machine does not have it.
+        KlasZooError: it does, but this machine or what is installed on it cannot be used so.
     """
     if name == "cpu":
         return Device(name=name, provider=CPU_PROVIDER, torch_device="cpu", hardware=_cpu())
@@ -61,7 +63,7 @@ def resolve_device(name: str) -> Device:
 
 
 def physical_cores() -> int:
-    """Cores this process may run on, hyper-threads not counted; onnxruntime's own number of threads."""
+    """Cores this process may run on, without hyper-threads: onnxruntime's own choice of threads."""
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     topology = Path("/sys/devices/system/cpu")
     try:
@@ -71,36 +73,38 @@ def physical_cores() -> int:
         return len(usable)
 
 
-def open_session(
-    engine: Path, provider: str, threads: int | None
-) -> onnxruntime.InferenceSession:
+def open_session(engine: Path | bytes, provider: str, threads: int | None) -> onnxruntime.InferenceSession:
     """Loads an engine as a user would: all of onnxruntime's optimisations, nothing else changed.
 
     Args:
+        engine: a file, or what would be in it.
         threads: that compute one operator; None: one for each physical core.
 
     Raises:
         ExportError: onnxruntime cannot load the engine.
-        KlasZooError: it loads it, but not on the provider that was asked for.
+        KlasZooError: the provider does not start.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
-    options.log_severity_level = 3  # errors; its warnings are about its own placement of nodes
+    options.log_severity_level = 3  # errors; its warnings tell where it put which node
     providers: list[str | tuple[str, dict[str, str]]] = [CPU_PROVIDER]
     if provider == CUDA_PROVIDER:
-        # TF32 keeps 10 bits of fp32's 23: an engine that is registered as fp32 computes in fp32
+        # by default CUDA rounds fp32 to TF32, 10 of 23 bits, and an engine of fp32 would be none
         providers.insert(0, (CUDA_PROVIDER, {"use_tf32": "0"}))
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it cannot find
+            # CUDA's libraries come from Python packages, where the system's loader does not look
+            onnxruntime.preload_dlls()
     try:
-        session = onnxruntime.InferenceSession(engine, options, providers=providers)
+        session = onnxruntime.InferenceSession(engine, options, providers=providers, enable_fallback=False)
     except Exception as error:  # onnxruntime's exceptions have no common class of their own
-        raise ExportError(f"onnxruntime cannot load {engine}: {first_line(error)}") from error
-    started = session.get_providers()[0]
-    if started != provider:
-        # onnxruntime falls back without a word
+        raise ExportError(f"onnxruntime cannot load {_name(engine)}: {first_line(error)}") from error
+    # a provider that does not start is replaced by the CPU without an error
+    if session.get_providers()[0] != provider:
         raise KlasZooError(
-            f"onnxruntime started {started} instead of {provider}: its libraries for that do not load here."
+            f"onnxruntime's {provider} does not start here: pip install 'onnxruntime-gpu[cuda,cudnn]' brings "
+            "the libraries it needs; the driver has to be there."
         )
     return session
 
@@ -110,14 +114,16 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def _name(engine: Path | bytes) -> str:
+    return "an engine" if isinstance(engine, bytes) else str(engine)
+
+
 def _cpu() -> str:
     facts: dict[str, str] = {}
-    try:
+    with contextlib.suppress(OSError):  # not Linux: the platform's own name has to do
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
             facts.setdefault(key.strip(), value.strip())
-    except OSError:
-        pass  # not Linux: the platform's own name has to do
     model = facts.get("model name") or platform.processor() or platform.machine()
     cores = physical_cores()
     flags = (facts.get("flags") or facts.get("Features") or "").split()
@@ -126,22 +132,23 @@ def _cpu() -> str:
 
 
 def _cuda() -> str:
-    import onnxruntime
     import torch
 
     if not torch.cuda.is_available():
         raise KlasZooError("This machine has no CUDA device that torch can use; --device cpu works everywhere.")
-    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
-        raise KlasZooError(
-            "The onnxruntime that is installed has no CUDA provider: pip uninstall onnxruntime, then "
-            "pip install onnxruntime-gpu."
-        )
+    # better now than after the tuning that an engine was meant to come out of
+    open_session(_smallest_engine(), CUDA_PROVIDER, 1)
     gpu = torch.cuda.get_device_properties(0)
-    parts = [gpu.name, f"compute capability {gpu.major}.{gpu.minor}", f"{gpu.total_memory / 2**30:.0f} GiB"]
-    try:
-        version = Path("/proc/driver/nvidia/version").read_text()
-    except OSError:
-        version = ""
-    if found := re.search(r"\s(\d+\.\d+(\.\d+)?)\s", version):
-        parts.append(f"driver {found.group(1)}")
-    return ", ".join(parts)
+    facts = [gpu.name, f"compute capability {gpu.major}.{gpu.minor}", f"{gpu.total_memory / 2**30:.0f} GiB"]
+    with contextlib.suppress(OSError):
+        text = Path("/proc/driver/nvidia/version").read_text()
+        facts += [f"driver {found}" for found in re.findall(r"Kernel Module.*?\s(\d+\.[\d.]+)\s", text)]
+    return ", ".join(facts)
+
+
+def _smallest_engine() -> bytes:
+    import onnx
+
+    text = '<ir_version: 10, opset_import: ["": 20]> smallest (float[1] x) => (float[1] y) { y = Neg(x) }'
+    engine: bytes = onnx.parser.parse_model(text).SerializeToString()
+    return engine

@@ -174,7 +174,5 @@ _REASONS = {
     "moves, repeats or fills data, no arithmetic": "unflatten expand_as pad repeat clone alias",
 }
 
-FREE: Mapping[str, str] = {
-    f"aten::{name}": reason for reason, names in _REASONS.items() for name in names.split()
-}
+FREE: Mapping[str, str] = {f"aten::{name}": reason for reason, names in _REASONS.items() for name in names.split()}
 """Operators without multiply-adds, besides those that fvcore itself ignores: name to reason."""

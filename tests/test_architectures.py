@@ -69,7 +69,10 @@ def test_a_chain_computes_bit_for_bit_what_its_model_computes(
     assert parts == Counter(id(p) for p in model.parameters())
 
 
-@pytest.mark.parametrize(("name", "arguments", "shape"), [p for p in VARIANTS if p.id != "deit3-small"])
+SLOW = ("deit-small", "deit-base", "deit3-small")
+
+
+@pytest.mark.parametrize(("name", "arguments", "shape"), [p for p in (*BUILTIN, *VARIANTS) if p.id not in SLOW])
 def test_a_stitch_of_a_model_with_itself_by_the_identity_is_the_model(
     name: str, arguments: dict[str, Any], shape: tuple[int, int, int]
 ) -> None:
@@ -82,8 +85,12 @@ def test_a_stitch_of_a_model_with_itself_by_the_identity_is_the_model(
         nn.init.eye_(net.stitch(seam).linear.weight)
         nn.init.zeros_(net.stitch(seam).linear.bias)
     with torch.inference_mode():
-        assert len(routes) == 2
-        assert all(torch.equal(net(images, route), model(images)) for route in routes)
+        logits = model(images)
+        assert len(routes) == chain.depth - 1 >= 2
+        for _, found in net.forward_all(images, routes):
+            # a convolutional stem leaves its tokens in another memory layout than a linear map does
+            same = torch.allclose(found, logits, atol=1e-5) if "micro" in name else torch.equal(found, logits)
+            assert same
 
 
 def test_the_anchors_of_a_family_from_a_file_are_chains_of_their_models(tiny_family: Family) -> None:

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from toys import CLASSES, IMAGE, MeanHead, Patches, map_chain, same_state, snapshot, token_chain
 from torch import Tensor, nn
+from toys import CLASSES, IMAGE, MeanHead, Patches, map_chain, same_state, snapshot, token_chain
 
 from klas_zoo.chains import Chain, can_stitch, evaluating, first_token, grid, mean_pool
 from klas_zoo.errors import FamilyError

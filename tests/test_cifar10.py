@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,27 @@ def test_arrays_pickled_by_numpy_before_2_are_read(tmp_path: Path) -> None:
     content = pickle.dumps(a_batch(), protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
     assert b"numpy.core.multiarray" in content
     assert len(cifar10.read(put(tmp_path, test_batch=content), train=False)[0]) == 4
+
+
+class PicklerOfPython2(pickle._Pickler):
+    """Writes text and bytes alike, as the byte strings of Python 2."""
+
+    dispatch = pickle._Pickler.dispatch.copy()
+
+    def save_string(self, value: str | bytes) -> None:
+        content = value if isinstance(value, bytes) else value.encode("latin1")
+        self.write(b"T" + struct.pack("<i", len(content)) + content)
+        self.memoize(value)
+
+    dispatch[str] = dispatch[bytes] = save_string
+
+
+def test_the_original_files_of_python_2_are_read(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    PicklerOfPython2(stream, protocol=2).dump(a_batch())
+    images, labels = cifar10.read(put(tmp_path, test_batch=stream.getvalue()), train=False)
+    assert labels == a_batch()["labels"]
+    assert np.array_equal(images[3, :, :, 1].ravel(), a_batch()["data"][3, 1024:2048])
 
 
 class Run:

@@ -56,8 +56,8 @@ def test_pick_prints_the_path_first_and_the_numbers_after(tmp_path: Path) -> Non
 
 def test_pick_explains_both_neighbours_only_when_asked(tmp_path: Path) -> None:
     filled_registry(tmp_path)
-    _, short, _ = run("pick", "--latency", "1.5ms", "--registry", tmp_path)
-    _, long, _ = run("pick", "--latency", "1.5ms", "--registry", tmp_path, "--explain")
+    _, short, _ = run("pick", "--latency", "2.5ms", "--registry", tmp_path)
+    _, long, _ = run("pick", "--latency", "2.5ms", "--registry", tmp_path, "--explain")
     assert len(long.splitlines()) > len(short.splitlines())
     assert "faster" in long
     assert "slower" in long
@@ -81,7 +81,7 @@ def test_list_shows_what_is_registered(tmp_path: Path) -> None:
 
 BAD = {
     "an unknown family names the nearest": (["build", "--family", "deit-mikro"], 2, "did you mean deit-micro"),
-    "an unknown device names the known ones": (["build", "--family", "deit", "--device", "cpuu"], 2, "did you mean cpu?"),
+    "an unknown device names the known ones": (["build", "--family", "deit", "--device", "cpuu"], 2, "did you mean cpu"),
     "a budget that does not parse says which forms do": (["pick", "--latency", "5"], 2, "5ms, 200us or 1.5s"),
     "a negative budget": (["pick", "--latency", "-5ms"], 2, "5ms, 200us or 1.5s"),
     "a size that does not parse": (["pick", "--latency", "5ms", "--max-size", "50"], 2, "50MB"),
@@ -109,6 +109,16 @@ def test_bad_input_gets_one_sentence(arguments: list[str], code: int, says: str,
     assert "Traceback" not in error
     assert len(error.strip().splitlines()) == 1
     assert filled.engines() == before
+
+
+@pytest.mark.parametrize(("option", "name", "nearest"), [("--route", "tinny", "tiny"), ("--device", "cpuu", "cpu")])
+def test_an_unknown_name_in_a_list_names_the_nearest(
+    option: str, name: str, nearest: str, tmp_path: Path
+) -> None:
+    filled_registry(tmp_path)
+    code, out, error = run("list", option, name, "--registry", tmp_path)
+    assert (code, out) == (2, "")
+    assert f"did you mean {nearest}?" in error
 
 
 def test_nothing_registered_says_what_to_do(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,7 @@ def test_anchors_of_grey_images_are_refused(image_folder: Path) -> None:
 def test_a_familys_sample_that_cannot_be_read_is_one_sentence(tmp_path: Path, spoil: Any) -> None:
     sample = write_sample(tmp_path, np.zeros((8, 8, 8, 3), np.uint8), [0, 1] * 4)
     spoil(sample)
-    with pytest.raises(DataError, match="The family's sample images in .* cannot be read: ") as caught:
+    with pytest.raises(DataError, match=r"The family's sample images in .* cannot be read: ") as caught:
         load(None, sample=sample)
     assert "\n" not in str(caught.value)
 
@@ -288,6 +289,10 @@ def test_a_fingerprint_notices_other_images(image_folder: Path, tmp_path: Path) 
     after = load(tmp_path)
     assert after.test_fingerprint == before.test_fingerprint
     assert after.fingerprint == before.fingerprint
+    with (tmp_path / "val" / "bee" / "0.png").open("ab") as file:
+        file.write(b"one byte more")
+    assert load(tmp_path).test_fingerprint != before.test_fingerprint
+    shutil.copy(image_folder / "val" / "bee" / "0.png", tmp_path / "val" / "bee")
     write_images(tmp_path / "train" / "ant", ("more",), 1)
     after = load(tmp_path)
     assert (after.test_fingerprint == before.test_fingerprint, after.fingerprint == before.fingerprint) == (True, False)
@@ -296,7 +301,8 @@ def test_a_fingerprint_notices_other_images(image_folder: Path, tmp_path: Path) 
 def numbered(count: int) -> Split:
     """Image k is filled with k."""
     pixels = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 2, 2, 3))
-    return Split(ImageArray(pixels, [k % 3 for k in range(count)]), range(count), lambda image: torch.tensor(image.getpixel((0, 0))))
+    source = ImageArray(pixels, [k % 3 for k in range(count)])
+    return Split(source, range(count), lambda image: torch.tensor(image.getpixel((0, 0))))
 
 
 def order(stream: Any) -> list[list[int]]:

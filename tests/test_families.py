@@ -76,29 +76,29 @@ ONE = '[[anchors]]\nname = "tiny"\nmodel = "deit_tiny_patch16_224"\n'
         (GOOD.replace("num_classes = 100\n", ""), "the field num_classes is missing."),
         (GOOD.replace("input_shape = [3, 224, 224]\n", ""), "the field input_shape is missing."),
         (TOP, "the field anchors is missing."),
-        (GOOD.replace('model = "deit_tiny_patch16_224"\n', ""), "the field model is missing."),
-        (GOOD.replace('name = "tiny"\n', ""), "the field name is missing."),
+        (GOOD.replace('model = "deit_tiny_patch16_224"\n', ""), "mine.toml, anchor 1: the field model is missing."),
+        (GOOD.replace('name = "tiny"\n', ""), "mine.toml, anchor 1: the field name is missing."),
         (TOP + ONE, "a family needs two anchors or more, each of another name; found ['tiny']."),
         (TOP + ONE + ONE, "each of another name; found ['tiny', 'tiny']."),
         ("anchors = []\n" + TOP, "a family needs two anchors or more"),
         ('anchors = ["tiny", "small"]\n' + TOP, "every anchor is a table of its own, [[anchors]]."),
-        ('anchors = "tiny"\n' + TOP, "anchors must be a list, not 'tiny'."),
+        ('anchors = "tiny"\n' + TOP, "anchors must be an array, not 'tiny'."),
         ("weigths = 3\n" + GOOD, "unknown fields weigths."),
-        (GOOD + 'chekpoint = "x"\nargs = {}\n', "unknown fields args, chekpoint."),
-        (GOOD.replace('"mine"', "3"), "name must be a str, not 3."),
+        (GOOD + 'chekpoint = "x"\nargs = {}\n', "mine.toml, anchor 2: unknown fields args, chekpoint."),
+        (GOOD.replace('"mine"', "3"), "name must be a string, not 3."),
         (GOOD.replace("100", "true"), "num_classes must be a number above zero, not True."),
         (GOOD.replace("100", "0"), "num_classes must be a number above zero, not 0."),
-        (GOOD.replace("100", '"100"'), "num_classes must be a int, not '100'."),
-        (GOOD.replace("100", "100.0"), "num_classes must be a int, not 100.0."),
+        (GOOD.replace("100", '"100"'), "num_classes must be an integer, not '100'."),
+        (GOOD.replace("100", "100.0"), "num_classes must be an integer, not 100.0."),
         (GOOD.replace("[3, 224, 224]", "[224, 224]"), "input_shape is [channels, height, width], not [224, 224]."),
         (GOOD.replace("[3, 224, 224]", "[true, 2, 2]"), "input_shape is [channels, height, width], not [True, 2, 2]."),
         (GOOD.replace("[3, 224, 224]", "[3, 0, 224]"), "input_shape is [channels, height, width], not [3, 0, 224]."),
         (GOOD.replace("[3, 224, 224]", "[3, 2.0, 2]"), "input_shape is [channels, height, width], not [3, 2.0, 2]."),
-        (GOOD.replace("[3, 224, 224]", "224"), "input_shape must be a list, not 224."),
+        (GOOD.replace("[3, 224, 224]", "224"), "input_shape must be an array, not 224."),
         ('preset = "slow"\n' + GOOD, "preset is one of quick, paper, not 'slow'."),
-        ("description = 3\n" + GOOD, "description must be a str, not 3."),
-        (GOOD + "checkpoint = 3\n", "checkpoint must be a str, not 3."),
-        (GOOD + 'arguments = "drop"\n', "arguments must be a dict, not 'drop'."),
+        ("description = 3\n" + GOOD, "description must be a string, not 3."),
+        (GOOD + "checkpoint = 3\n", "mine.toml, anchor 2: checkpoint must be a string, not 3."),
+        (GOOD + 'arguments = "drop"\n', "mine.toml, anchor 2: arguments must be a table, not 'drop'."),
     ],
 )
 def test_a_mistake_in_a_family_file_is_named_in_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
@@ -162,6 +162,6 @@ def test_the_built_in_families_are_those_of_the_papers_order_of_cost() -> None:
 
 
 def test_listing_families_does_not_import_torch() -> None:
-    code = "import sys; from klas_zoo.families import builtin_families; builtin_families(); print('torch' in sys.modules)"
+    code = "import sys, klas_zoo.families as f; f.builtin_families(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

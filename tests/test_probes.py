@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from toys import (
     CLASSES,
     IMAGE,
@@ -19,7 +20,6 @@ from toys import (
     three_chains,
     token_chain,
 )
-from torch import Tensor, nn
 
 from klas_zoo.chains import Chain, first_token
 from klas_zoo.data import Batch

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from toys import CLASSES, calls, forget_calls, map_chain, random_batches, rebatched, same_state, snapshot, three_chains
 from torch import nn
+from toys import CLASSES, calls, forget_calls, map_chain, random_batches, rebatched, same_state, snapshot, three_chains
 
 from klas_zoo.chains import Chain
 from klas_zoo.data import Batch

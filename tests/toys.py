@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def token_chain(widths: Sequence[int] = (6, 6, 6, 6), *, seed: int = 0, classes:
     """Four tokens an image; `widths` after the stem and after every block. In evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        blocks = [nn.Sequential(nn.Linear(a, b), nn.Tanh(), Calls()) for a, b in zip(widths, widths[1:], strict=False)]
+        blocks = [nn.Sequential(nn.Linear(a, b), nn.Tanh(), Calls()) for a, b in pairwise(widths)]
         return Chain(Patches(widths[0]), blocks, MeanHead(widths[-1], classes), input_shape=IMAGE).eval()
 
 
@@ -66,7 +67,7 @@ def map_chain(widths: Sequence[int] = (4, 4, 8, 8), *, seed: int = 0, halved_by:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         blocks = []
-        for block, (before, after) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        for block, (before, after) in enumerate(pairwise(widths), start=1):
             layers = [nn.Conv2d(before, after, 3, 2 if block == halved_by else 1, 1)]
             layers += [nn.BatchNorm2d(after)] if norm else []
             blocks.append(nn.Sequential(*layers, nn.Tanh(), Calls()))

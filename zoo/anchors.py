@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from klas_zoo.architectures import to_chain
-from klas_zoo.chains import Chain
+from klas_zoo.chains import Chain, Shape
 from klas_zoo.errors import FamilyError, UnknownName, WeightsError
 from klas_zoo.families import AnchorSpec, FamilySpec
 
@@ -32,12 +32,42 @@ class Family:
     """
 
     name: str
-    input_shape: tuple[int, int, int]
+    input_shape: Shape
     num_classes: int
     chains: dict[str, Chain]
     data_config: dict[str, Any]
     weights: Weights
     fingerprint: str
+
+    @classmethod
+    def of(
+        cls, name: str, chains: dict[str, Chain], data_config: dict[str, Any], weights: Weights = "pretrained"
+    ) -> Family:
+        """A family of chains that are there already, for anchors of any architecture.
+
+        Args:
+            chains: from cheap to dear.
+            data_config: at least `mean` and `std`; also what else timm's create_transform takes.
+
+        Raises:
+            FamilyError: the anchors do not agree on images or classes.
+        """
+        first = next(iter(chains.values()))
+        for anchor, chain in chains.items():
+            if (chain.input_shape, chain.classes) != (first.input_shape, first.classes):
+                raise FamilyError(
+                    f"Anchors of {name} do not agree: {anchor} takes images {chain.input_shape} and tells "
+                    f"{chain.classes} classes apart, the first one {first.input_shape} and {first.classes}."
+                )
+        return cls(
+            name=name,
+            input_shape=first.input_shape,
+            num_classes=first.classes,
+            chains=chains,
+            data_config={**data_config, "input_size": first.input_shape},
+            weights=weights,
+            fingerprint=_fingerprint(chains),
+        )
 
 
 def load_family(
@@ -65,15 +95,7 @@ def load_family(
             model = _build(anchor, spec, _source(anchor, weights_folder, random_weights))
         chains[anchor.name] = _cut(model, anchor, spec).eval()
         configs[anchor.name] = timm.data.resolve_model_data_config(model)
-    return Family(
-        name=spec.name,
-        input_shape=spec.input_shape,
-        num_classes=spec.num_classes,
-        chains=chains,
-        data_config={**_common(configs), "input_size": spec.input_shape},
-        weights="random" if random_weights else "pretrained",
-        fingerprint=_fingerprint(chains),
-    )
+    return Family.of(spec.name, chains, _common(configs), "random" if random_weights else "pretrained")
 
 
 def _source(anchor: AnchorSpec, folder: Path | None, random_weights: bool) -> Path | Weights:

@@ -49,7 +49,7 @@ def _cut_vit(model: VisionTransformer, input_shape: Shape) -> Chain:
     return Chain(stem, list(model.blocks), head, input_shape=input_shape, pool=pool)
 
 
-def _part(model: nn.Module, children: set[str], *, parameters: bool) -> nn.Module:
+def _part(model: VisionTransformer, children: set[str], *, parameters: bool) -> VisionTransformer:
     """The same model with only some of its children, and its own parameters or none of them."""
     part = copy.copy(model)
     part._modules = {name: child for name, child in model._modules.items() if name in children}

@@ -23,13 +23,12 @@ from typing import Any, Protocol
 
 import torch
 
-from klas_zoo.anchors import Family, load_family
+from klas_zoo.anchors import Family
 from klas_zoo.chains import Chain
-from klas_zoo.data import Batch, Data, Split, batches, load_data
+from klas_zoo.data import Batch, Data, Split, batches
 from klas_zoo.engines import EngineMaker, RouteResult
 from klas_zoo.errors import ExportError
 from klas_zoo.evaluation import evaluate
-from klas_zoo.families import FamilySpec
 from klas_zoo.frontier import frontier
 from klas_zoo.initialisation import initialise_stitches
 from klas_zoo.probes import ProbeSettings, train_probes
@@ -38,7 +37,7 @@ from klas_zoo.profiles.macs import Cost, chain_cost, route_cost, seam_cost
 from klas_zoo.records import BuildRecord, NewEngine
 from klas_zoo.registry import Registry
 from klas_zoo.routes import Route, Seam
-from klas_zoo.selection import Selection, SelectionSettings, select
+from klas_zoo.selection import Selection, SelectionSettings, select, stitchable_pairs
 from klas_zoo.similarity import Similarities, measure_similarities
 from klas_zoo.supernet import Supernet
 from klas_zoo.tuning import TuningSettings, tune
@@ -46,15 +45,12 @@ from klas_zoo.tuning import TuningSettings, tune
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """Everything that determines a build, besides the family and the device.
+    """Everything that determines a build, besides the family, the images and the device.
 
     `batch` is the number of images per forward pass outside tuning, `latency_batches` the batch
     sizes each engine is timed at, `threads` those of onnxruntime (None: all processors).
     """
 
-    data: Path | None
-    weights: Path | None
-    random_weights: bool
     probes: ProbeSettings
     selection: SelectionSettings
     tuning: TuningSettings
@@ -97,9 +93,15 @@ class Listener(Protocol):
 
 
 def build(
-    spec: FamilySpec, settings: BuildSettings, *, device: Device, registry: Registry, listener: Listener
+    family: Family,
+    data: Data,
+    settings: BuildSettings,
+    *,
+    device: Device,
+    registry: Registry,
+    listener: Listener,
 ) -> BuildResult:
-    """Builds a stitched family for a device and registers its engines.
+    """Stitches a family for a device and registers its engines. The family's weights are tuned in place.
 
     Raises:
         KlasZooError: any of its kinds; the registry stays as it was.
@@ -107,21 +109,25 @@ def build(
     started = _now()
     torch.manual_seed(settings.seed)
     stages = _Stages(settings, device, listener)
-    family, data = stages.load(spec)
     cost_of = route_costs(family)
+
+    def macs(route: Route) -> float:
+        return cost_of(route).macs
+
+    stitchable_pairs(family.chains, macs, settings.selection)  # refuses before any time is spent
     chains = {name: chain.to(device.torch_device) for name, chain in family.chains.items()}
     similarities = stages.compare(chains, data)
-    selection = select(chains, similarities, lambda route: cost_of(route).macs, settings.selection)
+    selection = select(chains, similarities, macs, settings.selection)
     anchors = [Route.anchor(name, chain.depth) for name, chain in chains.items()]
     supernet = Supernet(chains, [*anchors, *selection.routes]).to(device.torch_device)
     unexplained = stages.initialise(supernet, data)
     before = stages.evaluate("evaluate untuned", supernet, data)
     stages.tune(supernet, data)
     after = stages.evaluate("evaluate tuned", supernet, data)
-    best = frontier(supernet.routes, lambda route: cost_of(route).macs, lambda route: after[route])
+    best = frontier(supernet.routes, macs, lambda route: after[route])
     results = [
         RouteResult(route=r, cost=cost_of(r), top1_before=before[r], top1=after[r], on_frontier=r in best)
-        for r in sorted(supernet.routes, key=lambda route: cost_of(route).macs)
+        for r in sorted(supernet.routes, key=macs)
     ]
     record = BuildRecord(
         family=family.name, device=device.name, weights=family.weights, dataset=data.description,
@@ -180,22 +186,6 @@ class _Stages:
             workers=self.settings.workers,
             **options,
         )
-
-    def load(self, spec: FamilySpec) -> tuple[Family, Data]:
-        settings = self.settings
-        with self._stage("load", 1, "family"):
-            family = load_family(
-                spec, weights_folder=settings.weights, random_weights=settings.random_weights, seed=settings.seed
-            )
-            data = load_data(
-                settings.data,
-                sample=spec.sample,
-                num_classes=spec.num_classes,
-                data_config=family.data_config,
-                augmentation=settings.tuning.augmentation,
-                seed=settings.seed,
-            )
-        return family, data
 
     def compare(self, chains: dict[str, Chain], data: Data) -> Similarities:
         """Probes on the training images, then Θ on the held-out ones."""

@@ -27,7 +27,7 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)  # type: ignore[no-any-return]
+        return super().find_class(module, name)
 
 
 def read(folder: Path, *, train: bool) -> tuple[np.ndarray, list[int]]:

@@ -110,12 +110,26 @@ def build(family: str, device: str, registry: Path | None, out: Path | None, as_
 
     errors = Console(stderr=True)
     listener = ConsoleListener(errors)
+    settings = _settings(spec, options)
     if options["random_weights"]:
         listener.say("RANDOM WEIGHTS: nobody trained these networks; accuracies mean nothing.")
     from klas_zoo import build as building
     from klas_zoo import report
+    from klas_zoo.anchors import load_family
+    from klas_zoo.data import load_data
 
-    result = building.build(spec, _settings(spec, options), device=target, registry=place, listener=listener)
+    loaded = load_family(
+        spec, weights_folder=options["weights"], random_weights=options["random_weights"], seed=options["seed"]
+    )
+    images = load_data(
+        options["data"],
+        sample=spec.sample,
+        num_classes=loaded.num_classes,
+        data_config=loaded.data_config,
+        augmentation=settings.tuning.augmentation,
+        seed=options["seed"],
+    )
+    result = building.build(loaded, images, settings, device=target, registry=place, listener=listener)
     folder = out or place.root / "reports" / f"{result.build_id:04d}-{spec.name}-{target.name}"
     files = report.write_report(result, folder)
     if as_json:
@@ -158,9 +172,6 @@ def _settings(spec: FamilySpec, options: dict[str, Any]) -> BuildSettings:
     if options["clip"] == 0:
         tuning = replace(tuning, clip=None)
     return BuildSettings(
-        data=options["data"],
-        weights=options["weights"],
-        random_weights=options["random_weights"],
         probes=ProbeSettings(
             epochs=options["probe_epochs"], batch=options["probe_batch"], learning_rate=options["probe_lr"]
         ),
@@ -213,24 +224,23 @@ def pick(latency: str, explain: bool, as_json: bool, **limits: Any) -> None:
 @main.command("list")
 @click.option("--family", help="Only this one.")
 @click.option("--device", help="Only this one.")
+@click.option("--route", help="Only this one.")
 @_registry_option
 @_json_option
-def list_engines(family: str | None, device: str | None, registry: Path | None, as_json: bool) -> None:
+def list_engines(
+    family: str | None, device: str | None, route: str | None, registry: Path | None, as_json: bool
+) -> None:
     """Show the registered engines."""
     from klas_zoo.errors import UnknownName
     from klas_zoo.registry import Registry
 
     place = Registry.open(registry, create=False)
-    everything = place.engines()
-    for kind, wanted, known in (
-        ("family", family, {one.family for one in everything}),
-        ("device", device, {one.device for one in everything}),
-    ):
+    engines = place.engines()
+    for kind, wanted in (("family", family), ("device", device), ("route", route)):
+        known = {str(getattr(one, kind)) for one in engines}
         if wanted is not None and wanted not in known:
             raise UnknownName(kind, wanted, known, "Only what is registered can be listed.")
-    engines = [
-        one for one in everything if family in (None, one.family) and device in (None, one.device)
-    ]
+        engines = [one for one in engines if wanted in (None, str(getattr(one, kind)))]
     if as_json:
         click.echo(json.dumps([one.to_json() for one in engines], sort_keys=True))
         return

@@ -182,8 +182,10 @@ def batches(
 def training_transform(data_config: dict[str, Any], augmentation: str) -> Any:
     """timm's training transforms. Up to 64 pixels a padded crop replaces the resized one, as in DeiT."""
     height, width = data_config["input_size"][1:]
-    strong = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25} if augmentation == "strong" else {}
-    made = create_transform(**data_config, is_training=True, color_jitter=None, **strong)
+    chosen: dict[str, Any] = {**data_config, "is_training": True, "color_jitter": None}
+    if augmentation == "strong":
+        chosen |= {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25}
+    made = create_transform(**chosen)
     if max(height, width) > 64:
         return made
     # images of another size are framed as for evaluation; then come conversion and normalisation

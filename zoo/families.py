@@ -27,6 +27,7 @@ from klas_zoo.errors import FamilyError, UnknownName
 # a name becomes part of file names, route names and module keys
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 PRESETS = ("quick", "paper")
+_IN_TOML = {str: "a string", int: "an integer", list: "an array", dict: "a table"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +98,12 @@ def read_family(path: Path) -> FamilySpec:
         raise FamilyError(f"Family file {path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FamilyError(f"Family file {path} is not TOML: {error}.") from error
-    fields = _Fields(table, path)
+    fields = _Fields(table, str(path))
     shape = tuple(fields.take("input_shape", list))
     if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
         raise FamilyError(f"{path}: input_shape is [channels, height, width], not {list(shape)}.")
-    anchors = tuple(_read_anchor(entry, path) for entry in fields.take("anchors", list))
+    entries = fields.take("anchors", list)
+    anchors = tuple(_read_anchor(entry, path, number) for number, entry in enumerate(entries, start=1))
     names = [anchor.name for anchor in anchors]
     if len(anchors) < 2 or len(set(names)) < len(names):
         raise FamilyError(f"{path}: a family needs two anchors or more, each of another name; found {names}.")
@@ -119,10 +121,10 @@ def read_family(path: Path) -> FamilySpec:
     return spec
 
 
-def _read_anchor(entry: object, path: Path) -> AnchorSpec:
+def _read_anchor(entry: object, path: Path, number: int) -> AnchorSpec:
     if not isinstance(entry, dict):
         raise FamilyError(f"{path}: every anchor is a table of its own, [[anchors]].")
-    fields = _Fields(entry, path)
+    fields = _Fields(entry, f"{path}, anchor {number}")
     checkpoint = fields.take("checkpoint", str, "")
     anchor = AnchorSpec(
         name=fields.name(),
@@ -135,41 +137,41 @@ def _read_anchor(entry: object, path: Path) -> AnchorSpec:
 
 
 class _Fields:
-    """Takes typed fields out of a TOML table and says which file and field was wrong."""
+    """Takes typed fields out of a TOML table and says where and which field was wrong."""
 
-    def __init__(self, table: dict[str, Any], path: Path) -> None:
+    def __init__(self, table: dict[str, Any], where: str) -> None:
         self._left = dict(table)
-        self._path = path
+        self._where = where
 
     def take(self, name: str, kind: type, default: Any = None) -> Any:
         value = self._left.pop(name, default)
         if value is None:
-            raise FamilyError(f"{self._path}: the field {name} is missing.")
+            raise FamilyError(f"{self._where}: the field {name} is missing.")
         if not isinstance(value, kind):
-            raise FamilyError(f"{self._path}: {name} must be a {kind.__name__}, not {value!r}.")
+            raise FamilyError(f"{self._where}: {name} must be {_IN_TOML[kind]}, not {value!r}.")
         return value
 
     def name(self) -> str:
         name: str = self.take("name", str)
         if not _NAME.fullmatch(name):
-            raise FamilyError(f"{self._path}: a name is made of letters, digits, - and _, not '{name}'.")
+            raise FamilyError(f"{self._where}: a name is made of letters, digits, - and _, not '{name}'.")
         return name
 
     def positive(self, name: str) -> int:
         value = self.take(name, int)
         if isinstance(value, bool) or value < 1:
-            raise FamilyError(f"{self._path}: {name} must be a number above zero, not {value!r}.")
+            raise FamilyError(f"{self._where}: {name} must be a number above zero, not {value!r}.")
         return int(value)
 
     def one_of(self, name: str, choices: tuple[str, ...], default: str) -> str:
         value: str = self.take(name, str, default)
         if value not in choices:
-            raise FamilyError(f"{self._path}: {name} is one of {', '.join(choices)}, not '{value}'.")
+            raise FamilyError(f"{self._where}: {name} is one of {', '.join(choices)}, not '{value}'.")
         return value
 
     def nothing_left(self) -> None:
         if self._left:
-            raise FamilyError(f"{self._path}: unknown fields {', '.join(sorted(map(str, self._left)))}.")
+            raise FamilyError(f"{self._where}: unknown fields {', '.join(sorted(map(str, self._left)))}.")
 
 
 def _builtin_folder() -> Path:

@@ -10,6 +10,8 @@ names any other timm model.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
@@ -92,12 +94,12 @@ default_cfgs = generate_default_cfgs(
 
 
 def _build(
-    variant: str, channels: tuple[int, ...], width: int, pretrained: bool, **overrides: object
+    variant: str, channels: tuple[int, ...], width: int, pretrained: bool, **overrides: Any
 ) -> VisionTransformer:
     def embed_layer(embed_dim: int, **_: object) -> ConvStem:
         return ConvStem(channels, embed_dim)
 
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         "img_size": 32,
         "patch_size": 32 // GRID,
         "embed_dim": width,

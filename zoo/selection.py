@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
+from math import inf
 
 from klas_zoo.chains import Chain, can_stitch
 from klas_zoo.errors import SelectionError, UnknownName
@@ -92,14 +93,42 @@ def choose_pairs(
 
     Args:
         names: anchors ordered from cheap to dear.
-        output_distance: Θ between the final outputs of (cheaper, dearer), in nats; infinite where
-            there is no seam.
+        output_distance: Θ between the final outputs of (cheaper, dearer), in nats, of the pairs that
+            can be stitched; an anchor that can be stitched to no dearer one is followed by the next.
     """
     path = [names[0]]
     while path[-1] != names[-1]:
         dearer = names[names.index(path[-1]) + 1 :]
-        path.append(min(dearer, key=lambda name: output_distance[path[-1], name]))
-    return tuple(pairwise(path))
+        path.append(min(dearer, key=lambda name: output_distance.get((path[-1], name), inf)))
+    return tuple(pair for pair in pairwise(path) if pair in output_distance)
+
+
+def stitchable_pairs(
+    chains: dict[str, Chain], cost: Cost, settings: SelectionSettings
+) -> tuple[tuple[str, str], ...]:
+    """The pairs (cheaper, dearer) that share a resolution to stitch at; or those wanted, if they do.
+
+    Costs no forward pass: a build asks before it spends time on probes.
+
+    Raises:
+        SelectionError: anchors are not ordered by cost, a wanted pair has no seam, or none has.
+    """
+    names = list(chains)
+    whole = {name: cost(Route.anchor(name, chain.depth)) for name, chain in chains.items()}
+    for cheap, dear in pairwise(names):
+        if whole[cheap] >= whole[dear]:
+            raise SelectionError(
+                f"Anchors must be ordered from cheap to dear, but {cheap} costs {whole[cheap]:.4g} and "
+                f"{dear} after it {whole[dear]:.4g} multiply-adds."
+            )
+    stitchable = tuple(pair for pair in combinations(names, 2) if _has_seam(chains, *pair))
+    wanted = tuple(dict.fromkeys(settings.pairs)) if settings.pairs is not None else stitchable
+    for pair in wanted:
+        if pair not in stitchable:
+            raise SelectionError(_why_not(chains, *pair))
+    if not wanted:
+        raise SelectionError(_why_not(chains, names[0], names[-1]))
+    return wanted
 
 
 def select(
@@ -116,27 +145,12 @@ def select(
             stitch lies between its anchors in cost.
         UnknownName: a wanted pair names no anchor of the family.
     """
-    names = list(chains)
-    whole = {name: cost(Route.anchor(name, chain.depth)) for name, chain in chains.items()}
-    for cheap, dear in pairwise(names):
-        if whole[cheap] >= whole[dear]:
-            raise SelectionError(
-                f"Anchors must be ordered from cheap to dear, but {cheap} costs {whole[cheap]:.4g} and "
-                f"{dear} after it {whole[dear]:.4g} multiply-adds."
-            )
-    stitchable = {
-        pair: similarities.of_outputs(*pair) for pair in combinations(names, 2) if _has_seam(chains, *pair)
-    }
+    stitchable = stitchable_pairs(chains, cost, settings)
     if settings.pairs is not None:
-        pairs = tuple(dict.fromkeys(settings.pairs))
-        for pair in pairs:
-            if pair not in stitchable:
-                raise SelectionError(_why_not(chains, *pair))
+        pairs = stitchable
     else:
-        pairs = choose_pairs(names, stitchable)
-    if not pairs:
-        raise SelectionError(_why_not(chains, names[0], names[-1]))
-    candidates = [c for pair in pairs for c in _select_pair(chains, similarities, cost, settings, pair, whole)]
+        pairs = choose_pairs(list(chains), {pair: similarities.of_outputs(*pair) for pair in stitchable})
+    candidates = [c for pair in pairs for c in _select_pair(chains, similarities, cost, settings, pair)]
     if not candidates:
         raise SelectionError(
             f"No stitch of {' or '.join(map(' → '.join, pairs))} costs more than its source and less than its "
@@ -151,11 +165,10 @@ def _select_pair(
     cost: Cost,
     settings: SelectionSettings,
     pair: tuple[str, str],
-    whole: dict[str, float],
 ) -> list[Candidate]:
     """All candidates of one pair that cost more than the source and less than the target."""
     source, target = pair
-    low, high = whole[source], whole[target]
+    low, high = (cost(Route.anchor(name, chains[name].depth)) for name in pair)
     found = []
     for i in range(1, chains[source].depth + 1):
         for j in range(1, chains[target].depth):

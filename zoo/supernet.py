@@ -87,7 +87,7 @@ class Supernet(nn.Module):
         if step.seam is not None:
             return self.stitch(step.seam)
         chain = self.chain(step.anchor)
-        return chain.blocks[step.block - 1] if step.kind == "block" else getattr(chain, step.kind)  # type: ignore[no-any-return]
+        return chain.blocks[step.block - 1] if step.kind == "block" else getattr(chain, step.kind)
 
     def forward(self, images: Tensor, route: Route) -> Tensor:
         """Images (B, C, H, W) → logits (B, classes) of one route."""
