@@ -89,7 +89,8 @@ def split_parameters(model: torch.nn.Module) -> tuple[list, list, list]:
 
 
 def make_optimisers(models, arguments) -> list[torch.optim.Optimizer]:
-    matrices, weights, rest = ([p for part in parts for p in part] for parts in zip(*map(split_parameters, models), strict=True))
+    kinds = zip(*map(split_parameters, models), strict=True)
+    matrices, weights, rest = ([p for part in parts for p in part] for parts in kinds)
     adam = torch.optim.AdamW(
         [{"params": weights, "weight_decay": arguments.weight_decay}, {"params": rest, "weight_decay": 0.0}],
         lr=arguments.lr, betas=(0.9, 0.99),

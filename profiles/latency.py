@@ -27,7 +27,7 @@ def measure(
     warmup_ms: float = 200,
     min_runs: int = 50,
     min_ms: float = 500,
-    max_ms: float = 10_000,
+    max_ms: float = 60_000,
 ) -> LatencyRecord:
     """Times an engine: numpy images in, numpy logits out, copies to and from a device included.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from toys import write_images
 
 from klas_zoo.anchors import Family, load_family
@@ -31,6 +32,10 @@ name = "float"
 model = "deit_tiny_patch16_224"
 arguments = { img_size = 16, patch_size = 8, embed_dim = 48, depth = 4, num_heads = 2 }
 """
+
+# on a busy machine any example can take long
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)

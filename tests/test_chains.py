@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from toys import CLASSES, IMAGE, MeanHead, Patches, map_chain, same_state, snapshot, token_chain
 
-from klas_zoo.chains import Chain, can_stitch, evaluating, first_token, grid, mean_pool
+from klas_zoo.chains import Chain, can_stitch, first_token, grid, mean_pool
 from klas_zoo.errors import FamilyError
+from klas_zoo.modes import evaluating
 
 
 class Reshape(nn.Module):

@@ -206,7 +206,7 @@ def test_a_pick_of_random_weights_says_so_aloud(sized: dict[int, Path]) -> None:
     found = pick("3ms", registry=holding(made_up.engine(sized[1], weights="random")))
     assert found.random_weights
     assert found.to_json()["random_weights"] is True
-    assert found.explain()[-1] == "warning  its weights are random: the accuracy means nothing"
+    assert found.summary()[-1] == "warning  its weights are random: the accuracy means nothing"
     trained = pick("3ms", registry=holding(made_up.engine(sized[1])))
     assert not trained.random_weights
     assert not any("random" in line for line in trained.explain())

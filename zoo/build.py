@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import platform
+import random
 import resource
 import shlex
 import sys
@@ -21,6 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from klas_zoo.anchors import Family
@@ -107,7 +109,7 @@ def build(
         KlasZooError: any of its kinds; the registry stays as it was.
     """
     started = _now()
-    torch.manual_seed(settings.seed)
+    _seed_everything(settings.seed)
     stages = _Stages(settings, device, listener)
     cost_of = route_costs(family)
 
@@ -278,6 +280,13 @@ def _new_engine(result: RouteResult, file: Path, record: BuildRecord, data: Data
         latencies=result.latencies, weights=record.weights, dataset=record.dataset,
         data_fingerprint=record.data_fingerprint, file=file,
     )  # fmt: skip
+
+
+def _seed_everything(seed: int) -> None:
+    # timm's augmentations draw from all three
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def _plain(value: Any) -> Any:

@@ -6,12 +6,12 @@ Everything behind `klas_zoo.architectures` sees networks only in this form.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from klas_zoo.errors import FamilyError
+from klas_zoo.modes import evaluating
 
 Shape = tuple[int, ...]
 
@@ -24,18 +24,6 @@ def mean_pool(features: Tensor) -> Tensor:
 def first_token(features: Tensor) -> Tensor:
     """Tokens (B, N, D) → the class token (B, D)."""
     return features[:, 0]
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, and every part's own mode again afterwards."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 class Chain(nn.Module):

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from klas_zoo.chains import Chain, evaluating
+from klas_zoo.chains import Chain
 from klas_zoo.data import Batch
 from klas_zoo.errors import SelectionError
+from klas_zoo.modes import evaluating
 
 
 class Probes(nn.Module):
