@@ -6,7 +6,7 @@ import hashlib
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors
 import timm
@@ -18,8 +18,8 @@ from klas_zoo.architectures import to_chain
 from klas_zoo.chains import Chain, Shape
 from klas_zoo.errors import FamilyError, UnknownName, WeightsError
 from klas_zoo.families import AnchorSpec, FamilySpec
+from klas_zoo.records import Weights
 
-Weights = Literal["pretrained", "random"]
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 

@@ -50,7 +50,7 @@ class BuildSettings:
     """Everything that determines a build, besides the family, the images and the device.
 
     `batch` is the number of images per forward pass outside tuning, `latency_batches` the batch
-    sizes each engine is timed at, `threads` those of onnxruntime (None: all processors).
+    sizes each engine is timed at, `threads` those of onnxruntime (None: one for each physical core).
     """
 
     probes: ProbeSettings

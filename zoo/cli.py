@@ -87,7 +87,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.
 @click.option("--pair", "pairs", multiple=True, metavar="SOURCE:TARGET", help="Stitch these anchors instead of those Θ chooses; repeatable.")
 @click.option("--batch", type=click.IntRange(min=1), default=100, show_default=True, help="Images per forward pass outside tuning.")
 @click.option("--latency-batch", "latency_batches", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True, help="Batch size to time engines at; repeatable.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of onnxruntime. Default: all processors.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of onnxruntime. Default: one for each physical core.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that decode images.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything that is random.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where report.json and frontier.png go. Default: in the registry.")
