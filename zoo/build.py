@@ -109,6 +109,7 @@ def build(
         KlasZooError: any of its kinds; the registry stays as it was.
     """
     started = _now()
+    settings = replace(settings, tuning=settings.tuning.on(device.torch_device))
     _seed_everything(settings.seed)
     stages = _Stages(settings, device, listener)
     cost_of = route_costs(family)

@@ -78,6 +78,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.
 @click.option("--hard/--soft", default=None, help="Distil the teacher's class, or its distribution.")
 @click.option("--clip", type=click.FloatRange(min=0), help="Largest norm of the gradient; 0 does not clip.")
 @click.option("--augmentation", type=click.Choice(["light", "strong"]), help="Crop and flip, or RandAugment and erasing too.")
+@click.option("--tune-precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of products while tuning; weights stay fp32.")
 @click.option("--init-images", type=click.IntRange(min=1), help="Images the stitching layers are fitted to.")
 @click.option("--probe-epochs", type=click.IntRange(min=1), default=4, show_default=True, help="Epochs of the probes.")
 @click.option("--probe-batch", type=click.IntRange(min=2), default=64, show_default=True, help="Images per step of the probes.")
@@ -161,6 +162,7 @@ def _settings(spec: FamilySpec, options: dict[str, Any]) -> BuildSettings:
         "batch": options["tune_batch"],
         "anchor_rate": options["anchor_lr"],
         "stitch_rate": options["stitch_lr"],
+        "precision": options["tune_precision"],
         **{name: options[name] for name in ("weight_decay", "warmup", "distillation", "hard", "clip")},
         **{name: options[name] for name in ("augmentation", "init_images", "seed")},
     }
