@@ -1,18 +1,22 @@
-"""Trains the three anchors of `deit-micro` on CIFAR-10, from scratch, on one CPU or GPU.
+"""Trains the three anchors of `deit-micro` or `resnet-micro` on CIFAR-10, from scratch, on a CPU.
 
-    python benchmarks/train_deit_micro.py --data data/cifar10 --out zoo/builtin/deit-micro
+    python benchmarks/train_anchors.py --data data/cifar10 --family deit-micro --out data/deit-micro
+    python benchmarks/train_anchors.py --data data/cifar10 --family resnet-micro --out data/resnet-micro \\
+        --distillation 0 --hints 0
 
-All three learn in one loop from the same augmented batches: the base network from the
-labels, the other two also from the base network's current answers (Zhang et al. 2018,
-"Deep Mutual Learning", arXiv:1706.00384, in one direction) and, after the stem and every
-block, from the features of the next dearer anchor, to which a linear map of their own
-features is drawn (Romero et al. 2015, "FitNets", arXiv:1412.6550). The maps are thrown
-away; what they leave is a family whose blocks can be stitched. Matrices
-of the blocks are updated by Muon, everything else by AdamW, both on a one-cycle
-schedule; bf16 autocast. A checkpoint after every epoch lets an interrupted run go on.
+All three learn in one loop from the same augmented batches: the base network from the labels, the other
+two also from the base network's current answers (Zhang et al. 2018, "Deep Mutual Learning",
+arXiv:1706.00384, in one direction) and, after the stem and every block, from the features of the next
+dearer anchor, to which a linear map of their own features is drawn (Romero et al. 2015, "FitNets",
+arXiv:1412.6550). The maps are thrown away; what they leave is a family whose blocks can be stitched.
+With `--distillation 0 --hints 0` the three know nothing of each other.
 
-Written: one fp16 safetensors file per anchor, and `training.json` with accuracies on the
-10,000 test images, settings, seed, versions, hardware and date.
+Matrices of the blocks are updated by Muon, everything else by AdamW, both on a one-cycle schedule; bf16
+autocast. The training images that ship as the sample are left out, so that a build sees them as new. A
+checkpoint after every epoch lets an interrupted run go on.
+
+Written: one fp16 safetensors file per anchor, and `training.json` with accuracies on the 10,000 test
+images, settings, seed, versions, hardware and date.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ from klas_zoo.architectures import to_chain
 
 SHIFT = 3  # pixels
 SAMPLE = 4_000  # training images that make_sample.py takes, with its default seed
-ANCHORS = ("deit_micro_tiny", "deit_micro_small", "deit_micro_base")
+SIZES = ("tiny", "small", "base")
 MEAN = torch.tensor((0.4914, 0.4822, 0.4465)).view(1, 3, 1, 1)
 STD = torch.tensor((0.2470, 0.2435, 0.2616)).view(1, 3, 1, 1)
 
@@ -122,6 +126,8 @@ def make_optimisers(models, hints, arguments) -> list[torch.optim.Optimizer]:
         ],
         lr=arguments.lr, betas=(0.9, 0.99),
     )
+    if not matrices:
+        return [adam]
     muon = torch.optim.Muon(
         matrices, lr=arguments.lr, weight_decay=arguments.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
@@ -149,7 +155,8 @@ def losses(chains, hints, images, labels, arguments) -> torch.Tensor:
     for answer in logits:
         total = total + F.cross_entropy(answer, labels, label_smoothing=arguments.smoothing)
     for answer in logits[:-1]:
-        total = total + F.kl_div(F.log_softmax(answer, 1), target, log_target=True, reduction="batchmean")
+        divergence = F.kl_div(F.log_softmax(answer, 1), target, log_target=True, reduction="batchmean")
+        total = total + arguments.distillation * divergence
     if arguments.hints:
         for maps, (low, high) in zip(hints, itertools.pairwise(walks), strict=True):
             left = [unexplained(m(x.float()), y.detach().float()) for m, x, y in zip(maps, low, high, strict=True)]
@@ -167,13 +174,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--anchors", nargs="+", default=list(ANCHORS), help="cheapest first")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--family", choices=["deit-micro", "resnet-micro"], default="deit-micro")
+    parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--batch", type=int, default=200)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--smoothing", type=float, default=0.1)
-    parser.add_argument("--hints", type=float, default=1.0, help="weight of the features' part of the loss")
+    parser.add_argument("--distillation", type=float, default=1.0, help="weight of the base network's answers")
+    parser.add_argument("--hints", type=float, default=2.0, help="weight of the features' part of the loss")
     parser.add_argument("--cutout", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="use only so many training images")
@@ -185,7 +193,8 @@ def main() -> None:
     images, labels = without_sample(*load(arguments.data, train=True))
     images, labels = images[: arguments.limit], labels[: arguments.limit]
     test_images, test_labels = load(arguments.data, train=False)
-    models = [timm.create_model(name).to(memory_format=torch.channels_last) for name in arguments.anchors]
+    names = [f"{arguments.family.replace('-', '_')}_{size}" for size in SIZES]
+    models = [timm.create_model(name).to(memory_format=torch.channels_last) for name in names]
     chains = [to_chain(model, (3, 32, 32)) for model in models]
     hints = make_hints(chains)
     optimisers = make_optimisers(models, hints, arguments)
@@ -240,7 +249,7 @@ def main() -> None:
         os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
 
     report = {}
-    for name, model in zip(arguments.anchors, models, strict=True):
+    for name, model in zip(names, models, strict=True):
         half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
         half = {k: v.contiguous() for k, v in half.items()}
         save_file(half, arguments.out / f"{name}.safetensors")
