@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from klas_zoo.chains import Chain, Shape, grid
+from klas_zoo.chains import Chain, Layout, Shape, mismatch
 from klas_zoo.errors import CountingError
 from klas_zoo.modes import evaluating
 from klas_zoo.routes import Route, Seam
@@ -106,16 +106,11 @@ def chain_cost(chain: Chain, input_shape: Shape) -> ChainCost:
     )
 
 
-def seam_cost(source_shape: Shape, target_shape: Shape) -> Cost:
-    """Of a stitching layer: one linear map with bias, for every token or position.
-
-    Args:
-        source_shape, target_shape: tokens (N, D) or maps (D, H, W), of one image.
-    """
-    if len(source_shape) != len(target_shape) or grid(source_shape) != grid(target_shape):
-        raise ValueError(f"no linear map joins features {source_shape} to features {target_shape}")
-    source, target = _width(source_shape), _width(target_shape)
-    return Cost(macs=math.prod(grid(source_shape)) * source * target, parameters=(source + 1) * target)
+def seam_cost(source: Layout, target: Layout) -> Cost:
+    """Of a stitching layer: one linear map with bias, for every token or position of one image."""
+    if reason := mismatch(source, target):
+        raise ValueError(f"no linear map joins the two: {reason}")
+    return Cost(macs=source.vectors * source.width * target.width, parameters=(source.width + 1) * target.width)
 
 
 def route_cost(route: Route, chains: Mapping[str, ChainCost], of_seam: Callable[[Seam], Cost]) -> Cost:
@@ -131,10 +126,6 @@ def route_cost(route: Route, chains: Mapping[str, ChainCost], of_seam: Callable[
         macs += cost.macs
         parameters += cost.parameters
     return Cost(macs=macs, parameters=parameters)
-
-
-def _width(shape: Shape) -> int:
-    return shape[1] if len(shape) == 2 else shape[0]
 
 
 def _refuse_unknown(analysis: FlopCountAnalysis, module: nn.Module) -> None:
@@ -160,7 +151,13 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> int:
     return int(math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1]))
 
 
+def _vector_norm(inputs: list[Any], outputs: list[Any]) -> int:
+    """Squares summed: one multiply-add for every element."""
+    return math.prod(get_shape(inputs[0]))
+
+
 COUNTED: Mapping[str, Callable[[list[Any], list[Any]], int]] = {
+    "aten::linalg_vector_norm": _vector_norm,
     "aten::scaled_dot_product_attention": _attention,
 }
 """Formulas for operators fvcore has none for: of the traced inputs and outputs, gives MACs."""
@@ -168,10 +165,11 @@ COUNTED: Mapping[str, Callable[[list[Any], list[Any]], int]] = {
 _REASONS = {
     "a few operations per element, no sum of products": (
         "add add_ sub sub_ rsub mul mul_ div div_ neg pow sqrt rsqrt exp sin cos softmax log_softmax sigmoid "
-        "sigmoid_ tanh gelu silu silu_ hardswish hardswish_ hardsigmoid hardtanh hardtanh_ leaky_relu elu"
+        "sigmoid_ tanh gelu silu silu_ hardswish hardswish_ hardsigmoid hardtanh hardtanh_ leaky_relu elu "
+        "clamp_min addcmul"
     ),
     "adds or compares elements, no products": "mean sum amax max_pool2d avg_pool2d",
-    "moves, repeats or fills data, no arithmetic": "unflatten expand_as pad repeat clone alias",
+    "moves, repeats or fills data, no arithmetic": "unflatten reshape_as expand_as pad repeat clone alias",
 }
 
 FREE: Mapping[str, str] = {f"aten::{name}": reason for reason, names in _REASONS.items() for name in names.split()}

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import klas_zoo.micro  # noqa: F401  registers its models with timm
 from klas_zoo.architectures import to_chain
-from klas_zoo.chains import Chain
+from klas_zoo.chains import Chain, Layout
 from klas_zoo.errors import CountingError
 from klas_zoo.profiles import macs
 from klas_zoo.profiles.macs import (
@@ -129,7 +129,7 @@ def test_a_route_costs_what_its_whole_network_costs(make_chains) -> None:  # typ
     costs = {name: chain_cost(chain, (3, 32, 32)) for name, chain in chains.items()}
 
     def of_seam(seam: Seam) -> Cost:
-        return seam_cost(chains[seam.source].shapes[seam.i], chains[seam.target].shapes[seam.j])
+        return seam_cost(chains[seam.source].layouts[seam.i], chains[seam.target].layouts[seam.j])
 
     for route in ROUTES:
         network = supernet.network(route)
@@ -156,21 +156,41 @@ def test_a_route_is_summed_over_its_segments() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "expected"),
-    [((16, 40), (16, 160), 16 * 40 * 160), ((40, 7, 5), (160, 7, 5), 7 * 5 * 40 * 160)],
+    ("source", "target", "vectors"),
+    [
+        (Layout(kind="tokens", width=40, grid=(16,)), Layout(kind="tokens", width=160, grid=(4, 4)), 16),
+        (
+            Layout(kind="tokens", width=40, grid=(4, 4), prefix=2),
+            Layout(kind="tokens", width=160, grid=(4, 4), prefix=2),
+            18,
+        ),
+        (Layout(kind="maps", width=40, grid=(7, 5)), Layout(kind="maps", width=160, grid=(7, 5)), 35),
+        (Layout(kind="maps", width=40, grid=(7, 5)), Layout(kind="maps_last", width=160, grid=(7, 5)), 35),
+        (Layout(kind="maps_last", width=40, grid=(7, 5)), Layout(kind="tokens", width=160, grid=(7, 5)), 35),
+        (Layout(kind="tokens", width=40, grid=(7, 5)), Layout(kind="maps", width=160, grid=(7, 5)), 35),
+    ],
+    ids=str,
 )
-def test_a_stitching_layer_costs_what_its_formula_says(
-    source: tuple[int, ...], target: tuple[int, ...], expected: int
-) -> None:
-    assert seam_cost(source, target) == Cost(macs=expected, parameters=40 * 160 + 160)
-    layer = StitchingLayer(40, 160)
-    assert count_macs(layer, torch.zeros(1, *source)) == expected
+def test_a_stitching_layer_costs_what_its_formula_says(source: Layout, target: Layout, vectors: int) -> None:
+    expected = Cost(macs=vectors * 40 * 160, parameters=40 * 160 + 160)
+    assert seam_cost(source, target) == expected
+    layer = StitchingLayer(source, target)
+    assert count_macs(layer, torch.zeros(1, *source.shape)) == expected.macs
+    assert count_parameters(layer) == expected.parameters
 
 
-@pytest.mark.parametrize(("source", "target"), [((16, 40), (49, 40)), ((8, 7, 7), (8, 5, 5)), ((49, 8), (8, 7, 7))])
-def test_features_of_other_grids_have_no_stitching_layer(source: tuple[int, ...], target: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="no linear map"):
+def test_features_of_other_grids_have_no_stitching_layer() -> None:
+    source, target = Layout(kind="maps", width=8, grid=(7, 7)), Layout(kind="maps", width=8, grid=(8, 5))
+    with pytest.raises(ValueError, match=r"no linear map joins the two: features 7×7 of width 8 and 8×5"):
         seam_cost(source, target)
+
+
+def test_a_norm_of_vectors_costs_one_multiply_add_an_element() -> None:
+    class Normalise(nn.Module):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return F.normalize(tokens, dim=-1)
+
+    assert count_macs(Normalise(), torch.zeros(2, 5, 7)) == 2 * 5 * 7
 
 
 class Mixer(nn.Module):

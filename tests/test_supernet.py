@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ from toys import (
     token_chain,
 )
 
-from klas_zoo.chains import Chain
+from klas_zoo.chains import Chain, Layout
+from klas_zoo.errors import SelectionError
 from klas_zoo.routes import Route, Seam, Segment
 from klas_zoo.supernet import Step, StitchingLayer, Supernet, steps_of
 
@@ -216,13 +218,38 @@ def test_anchors_may_be_named_like_attributes_of_modules(names: tuple[str, str])
     assert net(IMAGES, route).shape == (3, 5)
 
 
-def test_a_stitching_layer_is_the_same_linear_map_everywhere() -> None:
-    layer = StitchingLayer(4, 6)
-    tokens, grid = torch.randn(2, 5, 4), torch.randn(2, 4, 3, 5)
+LAYOUTS = [
+    Layout(kind="tokens", width=4, grid=(3, 5)),
+    Layout(kind="maps", width=4, grid=(3, 5)),
+    Layout(kind="maps_last", width=4, grid=(3, 5)),
+]
+
+
+@pytest.mark.parametrize("source", LAYOUTS, ids=lambda layout: layout.kind)
+@pytest.mark.parametrize("target", LAYOUTS, ids=lambda layout: layout.kind)
+def test_a_stitching_layer_is_the_same_linear_map_everywhere(source: Layout, target: Layout) -> None:
+    layer = StitchingLayer(source, replace(target, width=6))
     weight, bias = layer.linear.weight, layer.linear.bias
-    assert torch.allclose(layer(tokens), torch.einsum("bnd,ed->bne", tokens, weight) + bias, atol=1e-6)
-    assert torch.allclose(layer(grid), F.conv2d(grid, weight[:, :, None, None], bias), atol=1e-6)
-    assert layer(grid).shape == (2, 6, 3, 5)
+    features = torch.randn(2, 4, 3, 5)
+    expected = F.conv2d(features, weight[:, :, None, None], bias)
+    given = {"tokens": features.flatten(2).mT, "maps": features, "maps_last": features.permute(0, 2, 3, 1)}
+    wanted = {"tokens": expected.flatten(2).mT, "maps": expected, "maps_last": expected.permute(0, 2, 3, 1)}
+    assert torch.allclose(layer(given[source.kind]), wanted[target.kind], atol=1e-6)
+
+
+def test_prefix_tokens_pass_the_same_linear_map() -> None:
+    layout = Layout(kind="tokens", width=4, grid=(3,), prefix=2)
+    layer = StitchingLayer(layout, layout)
+    tokens = torch.randn(2, 5, 4)
+    assert torch.equal(layer(tokens), layer.linear(tokens))
+
+
+def test_a_route_with_a_seam_between_different_grids_is_refused_with_the_reason() -> None:
+    with pytest.raises(SelectionError) as caught:
+        Supernet({"tiny": map_chain(), "small": map_chain()}, [Route.stitch("tiny", 1, "small", 2, 3)])
+    assert str(caught.value) == (
+        "There is no seam tiny.1+small.2: features 8×8 of width 4 and 4×4 of width 8 do not lie on one grid."
+    )
 
 
 def test_frozen_statistics_do_not_move_in_training() -> None:

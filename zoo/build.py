@@ -156,7 +156,7 @@ def route_costs(family: Family) -> Callable[[Route], Cost]:
     costs = {name: chain_cost(chain, family.input_shape) for name, chain in chains.items()}
 
     def of_seam(seam: Seam) -> Cost:
-        return seam_cost(chains[seam.source].shapes[seam.i], chains[seam.target].shapes[seam.j])
+        return seam_cost(chains[seam.source].layouts[seam.i], chains[seam.target].layouts[seam.j])
 
     return lambda route: route_cost(route, costs, of_seam)
 

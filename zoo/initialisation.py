@@ -78,7 +78,7 @@ def _accumulate(supernet: Supernet, moments: _Moments, images: Tensor) -> None:
                 if (name, block) in wanted:
                     if not torch.isfinite(features).all():
                         raise SelectionError(f"Activations after block {block} of {name} are not finite.")
-                    rows[name, block] = _as_rows(features)
+                    rows[name, block] = chain.layouts[block].channels_last(features).flatten(0, -2)
     for position, values in rows.items():
         if position not in moments.shifts:
             moments.shifts[position] = values.mean(0)
@@ -90,12 +90,6 @@ def _accumulate(supernet: Supernet, moments: _Moments, images: Tensor) -> None:
     for seam in supernet.seams:
         product = rows[seam.target, seam.j].T @ rows[seam.source, seam.i]
         _add(moments.products, seam, product.double())
-
-
-def _as_rows(features: Tensor) -> Tensor:
-    """Tokens (B, N, D) or maps (B, D, H, W) → (rows, D)."""
-    channels_last = features if features.ndim == 3 else features.permute(0, 2, 3, 1)
-    return channels_last.reshape(-1, channels_last.shape[-1])
 
 
 def _add(sums: dict, key: object, value: Tensor | int) -> None:  # type: ignore[type-arg]

@@ -95,7 +95,7 @@ def walk_pooled(chain: Chain, images: Tensor) -> tuple[list[Tensor], Tensor]:
     with evaluating(chain):
         for position, features in enumerate(chain.walk(images)):
             if position > 0:
-                pooled.append(chain.pool(features))
+                pooled.append(chain.pool(features, chain.layouts[position]))
         return pooled, chain.head(features)
 
 

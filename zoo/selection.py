@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from math import inf
 
-from klas_zoo.chains import Chain, can_stitch
+from klas_zoo.chains import Chain, can_stitch, mismatch
 from klas_zoo.errors import SelectionError, UnknownName
 from klas_zoo.routes import Route
 from klas_zoo.similarity import Similarities
@@ -230,6 +230,9 @@ def _why_not(chains: dict[str, Chain], source: str, target: str) -> str:
         return f"A stitch joins two anchors, not {source} and itself."
     if order.index(source) > order.index(target):
         return f"Stitches run from the cheaper anchor to the dearer one: ask for {target}:{source}."
+    last = [chains[name].layouts[-1] for name in (source, target)]
+    if last[0].prefix != last[1].prefix:
+        return f"Anchors {source} and {target} cannot be stitched: {mismatch(*last)}."
     found = [sorted({str(shape) for shape in chains[name].shapes[1:]}) for name in (source, target)]
     return (
         f"Anchors {source} and {target} have no common resolution to stitch at: "

@@ -11,24 +11,24 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from klas_zoo.chains import Chain
+from klas_zoo.chains import Chain, Layout, mismatch
+from klas_zoo.errors import SelectionError
 from klas_zoo.routes import Route, Seam
 
 
 class StitchingLayer(nn.Module):
     """One linear map with bias, the same for every token or position.
 
-    Tokens (B, N, D_source) → (B, N, D_target), or maps (B, D_source, H, W) → (B, D_target, H, W).
+    Features in the layout of the source → the same number of vectors in the layout of the target.
     """
 
-    def __init__(self, source_width: int, target_width: int) -> None:
+    def __init__(self, source: Layout, target: Layout) -> None:
         super().__init__()
-        self.linear = nn.Linear(source_width, target_width)
+        self.source, self.target = source, target
+        self.linear = nn.Linear(source.width, target.width)
 
     def forward(self, features: Tensor) -> Tensor:
-        if features.ndim == 3:
-            return self.linear(features)
-        return self.linear(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.target.arrange(self.linear(self.source.channels_last(features)))
 
 
 class Step(NamedTuple):
@@ -57,6 +57,9 @@ class Supernet(nn.Module):
     Args:
         chains: the anchors; the supernet shares their modules.
         routes: every route it must be able to execute.
+
+    Raises:
+        SelectionError: a route has a seam that no stitching layer can join; says why.
     """
 
     def __init__(self, chains: dict[str, Chain], routes: Iterable[Route]) -> None:
@@ -69,8 +72,11 @@ class Supernet(nn.Module):
         self.stitches = nn.ModuleDict({self._keys[seam]: self._new_layer(seam) for seam in seams})
 
     def _new_layer(self, seam: Seam) -> StitchingLayer:
-        source, target = self.chain(seam.source), self.chain(seam.target)
-        return StitchingLayer(source.width(seam.i), target.width(seam.j))
+        source = self.chain(seam.source).layouts[seam.i]
+        target = self.chain(seam.target).layouts[seam.j]
+        if reason := mismatch(source, target):
+            raise SelectionError(f"There is no seam {seam}: {reason}.")
+        return StitchingLayer(source, target)
 
     def chain(self, name: str) -> Chain:
         return self.chains[f"anchor_{name}"]  # type: ignore[return-value]
