@@ -201,7 +201,7 @@ def shared_macs(family: Family, supernet: Supernet) -> int:
 def step_macs(step: Step, family: Family, parts: dict[str, ChainCost]) -> int:
     if step.seam is not None:
         source, target = family.chains[step.seam.source], family.chains[step.seam.target]
-        return seam_cost(source.shapes[step.seam.i], target.shapes[step.seam.j]).macs
+        return seam_cost(source.layouts[step.seam.i], target.layouts[step.seam.j]).macs
     part = parts[step.anchor]
     if step.kind == "block":
         return part.block_macs[step.block - 1]
