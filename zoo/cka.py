@@ -22,6 +22,9 @@ from klas_zoo.errors import SelectionError
 from klas_zoo.modes import evaluating
 from klas_zoo.routes import Seam
 
+# a share of features' squares that is rounding in float32: such features never change
+_ROUNDING = 1e-12
+
 
 @torch.inference_mode()
 def measure_cka(
@@ -70,10 +73,16 @@ def _grams(chain: Chain, name: str, images: Tensor) -> Tensor:
     rows = []
     with evaluating(chain):
         for block, features in enumerate(chain.walk(images)):
-            if not torch.isfinite(features).all():
+            if block == 0:
+                continue
+            flat = features.flatten(1)
+            mean = flat.mean(0)
+            flat = flat - mean
+            gram = (flat @ flat.T).double()
+            # whatever is not finite in the features is not finite on the diagonal
+            if not torch.isfinite(gram).all():
                 raise SelectionError(f"Activations after block {block} of {name} are not finite.")
-            if block > 0:
-                flat = features.flatten(1)
-                flat = flat - flat.mean(0)
-                rows.append((flat @ flat.T).double().flatten() / (len(images) - 1))
+            if gram.trace() <= _ROUNDING * len(images) * mean.double().square().sum():
+                gram = torch.zeros_like(gram)
+            rows.append(gram.flatten() / (len(images) - 1))
     return torch.stack(rows)
