@@ -32,7 +32,7 @@ class TemperedProbes(nn.Module):
         return self.probes(pooled) / self.temperatures[:, None, None]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def calibrate(
     chains: dict[str, Chain],
     probes: dict[str, Probes],
