@@ -171,7 +171,7 @@ def routes(toy: Path, registry: Path, *more: object) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("selector", ["klas-latency", "output-kl", "snnet"])
+@pytest.mark.parametrize("selector", ["klas-latency", "snnet"])
 def test_a_build_takes_any_selector_and_the_report_names_it(
     selector: str, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,8 +266,8 @@ def test_routes_are_measured_on_images_and_checkpoints_that_are_given(toy: Path,
         )
         torch.save(model.state_dict(), tmp_path / f"{name}.pth")
     given = ("--data", toy / "images", "--weights", tmp_path)
-    code, out, err = routes(toy, tmp_path / "none", "--selector", "cka", *given, "--json")
+    code, out, err = routes(toy, tmp_path / "none", "--selector", "output-kl", *given, "--json")
     assert code == 0, err
     stitches = [one for one in json.loads(out) if one["target"]]
-    assert stitches and all(0 <= one["score"] <= 1 for one in stitches)
+    assert stitches and all(one["score"] >= 0 for one in stitches)
     assert not (tmp_path / "none").exists()

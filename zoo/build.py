@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from klas_zoo.anchors import Family
+from klas_zoo.candidates import Cost as RouteCost
 from klas_zoo.candidates import SelectionSettings
 from klas_zoo.chains import Chain
 from klas_zoo.data import Batch, Data, Split, batches
@@ -118,14 +119,12 @@ def build(
     def macs(route: Route) -> float:
         return cost_of(route).macs
 
-    stitchable_pairs(family.chains, macs, settings.selection)  # refuses before any time is spent
+    # both refuse before any time is spent on probes
+    stitchable_pairs(family.chains, macs, settings.selection)
+    cost, unit, anchors_ms = stages.price(family, macs, registry)
     chains = {name: chain.to(device.torch_device) for name, chain in family.chains.items()}
-    measured = stages.measure(chains, data, macs)
-    cost: Callable[[Route], float] = macs
-    if find_selector(settings.selection.selector).cost == "latency":
-        measured = replace(measured, latency_ms=stages.time_anchors(family, registry))
-        cost = latency_cost(part_costs(family), measured.latency_ms or {}, macs)
-    selection = select(chains, measured, cost, settings.selection, unit="multiply-adds" if cost is macs else "ms")
+    measured = replace(stages.measure(chains, data, macs), latency_ms=anchors_ms)
+    selection = select(chains, measured, cost, settings.selection, unit=unit)
     for sentence in selection.remarks():
         listener.say(sentence)
     anchors = [Route.anchor(name, chain.depth) for name, chain in chains.items()]
@@ -209,7 +208,7 @@ class _Stages:
             seed=settings.seed, device=self.device.torch_device, workers=settings.workers,
         )  # fmt: skip
 
-    def measure(self, chains: dict[str, Chain], data: Data, macs: Callable[[Route], float]) -> Measurements:
+    def measure(self, chains: dict[str, Chain], data: Data, macs: RouteCost) -> Measurements:
         """What the selector asks for, besides latency."""
         settings = self.settings.selection
         return measure(
@@ -223,20 +222,27 @@ class _Stages:
             warn=self.listener.say,
         )
 
-    def time_anchors(self, family: Family, registry: Registry) -> dict[str, float]:
-        """Median ms of every whole anchor on the device, at the first of the batch sizes."""
+    def price(
+        self, family: Family, macs: RouteCost, registry: Registry
+    ) -> tuple[RouteCost, str, dict[str, float] | None]:
+        """What the selector cuts buckets over, its unit, and the anchors' latencies where it is by them."""
+        if find_selector(self.settings.selection.selector).cost == "macs":
+            return macs, "multiply-adds", None
         waiting = f"Another build is timing engines for {registry.root}; waiting for it."
         with (
             registry.writing(lambda: self.listener.say(waiting)),
             self._stage("time anchors", len(family.chains), "engines") as advance,
         ):
-            return time_anchors(
+            anchors_ms = time_anchors(
                 family,
                 self.device,
                 batch=self.settings.latency_batches[0],
                 threads=self.settings.threads,
                 on_anchor=lambda name: advance(1, name),
             )
+        cost = latency_cost(part_costs(family), anchors_ms, macs)
+        stitchable_pairs(family.chains, cost, self.settings.selection, unit="ms")
+        return cost, "ms", anchors_ms
 
     def initialise(self, supernet: Supernet, data: Data) -> dict[Seam, float]:
         images = self._images(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import islice
 
 import torch
@@ -29,14 +30,13 @@ def images_of(
     """
     wanted = min(init_images, len(data.train))
     size = min(batch, wanted)
-    where = {"device": device, "workers": workers}
+    stream = partial(batches, device=device, workers=workers)
     return Images(
         epochs=lambda: (
-            batches(data.train, probing.batch, shuffle_seed=seed + epoch, **where)
-            for epoch in range(probing.epochs)
+            stream(data.train, probing.batch, shuffle_seed=seed + epoch) for epoch in range(probing.epochs)
         ),
-        fit=lambda: islice(batches(data.train, size, shuffle_seed=seed, **where), max(1, wanted // size)),
-        heldout=lambda: batches(data.heldout, batch, **where),
+        fit=lambda: islice(stream(data.train, size, shuffle_seed=seed), max(1, wanted // size)),
+        heldout=lambda: stream(data.heldout, batch),
         epochs_count=probing.epochs * len(data.train),
         fit_count=wanted,
         heldout_count=len(data.heldout),
