@@ -47,7 +47,8 @@ def test_accuracy_and_divergence_are_those_of_each_stitch_on_its_own() -> None:
             logits, wanted = chains[seam.target].head(features), chains[seam.target](images)
         assert found.accuracy[seam] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
         # torch: input is log Q, target is log P, the sum is KL(P ‖ Q) in nats
-        divergence = F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean")
+        logs = (one.double().log_softmax(1) for one in (logits, wanted))
+        divergence = F.kl_div(*logs, log_target=True, reduction="batchmean")
         assert found.output_kl[seam] == pytest.approx(divergence.item(), rel=1e-4)
 
 

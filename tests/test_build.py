@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -9,13 +10,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 from klas_zoo.cli import main
+from klas_zoo.engines import time_anchors
 from klas_zoo.picking import pick
 from klas_zoo.registry import Registry
 
@@ -158,3 +163,111 @@ def test_a_build_killed_at_any_moment_leaves_the_registry_as_it_was(
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
         assert Registry.open(registry, create=False).engines() == before
+
+
+def routes(toy: Path, registry: Path, *more: object) -> tuple[int, str, str]:
+    arguments = ["routes", "--family", toy / "toy.toml", "--registry", registry, *more]
+    result = CliRunner().invoke(main, [str(one) for one in arguments], catch_exceptions=False)
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("selector", ["klas-latency", "snnet"])
+def test_a_build_takes_any_selector_and_the_report_names_it(
+    selector: str, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(*arguments: Any, **options: Any) -> dict[str, float]:
+        # anchors this small differ in latency by less than the noise
+        found = time_anchors(*arguments, **options)
+        assert found.keys() == {"cheap", "dear"} and min(found.values()) > 0
+        return {"cheap": 1.0, "dear": 4.0}
+
+    monkeypatch.setattr("klas_zoo.build.time_anchors", timed)
+    arguments = [*command(toy, tmp_path, "--selector", selector, "--tune-steps", "0"), "--json"]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    selection = json.loads(result.stdout)["selection"]
+    assert selection["selector"] == selector
+    assert selection["cost_unit"] == ("ms" if selector == "klas-latency" else "multiply-adds")
+    assert bool(selection["score"]) == (selector != "snnet")
+    chosen = [one for one in selection["candidates"] if one["reason"]]
+    assert all(isinstance(one["score"], float) for one in chosen) == (selector != "snnet")
+    if selector == "snnet":
+        places = [(one["segments"][0][2], one["segments"][1][1] - 1) for one in chosen]
+        assert sorted(places) == [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 1), (3, 2)]
+        assert selection["measurements"] == {}
+    if selector == "klas-latency":
+        assert selection["measurements"]["latency_ms"] == {"cheap": 1.0, "dear": 4.0}
+        assert all(1 < one["cost"] < 4 for one in chosen)
+
+
+def test_a_build_with_the_papers_selector_says_which_buckets_are_empty(built: tuple[Path, dict]) -> None:
+    _, report = built
+    held = {one["bucket"] for one in report["selection"]["candidates"]}
+    empty = report["selection"]["empty_buckets"].get("cheap:dear", [])
+    assert set(empty) == set(range(3)) - held
+
+
+def test_routes_are_those_of_the_last_build(built: tuple[Path, dict], toy: Path) -> None:
+    registry, report = built
+    code, out, err = routes(toy, registry, "--buckets", "3", "--tolerance", "0", "--json")
+    assert code == 0, err
+    assert f"Scores are those of build {report['build_id']}" in err and "RANDOM WEIGHTS" in err
+    listed = {one["route"]: one for one in json.loads(out)}
+    assert listed.keys() == {one["route"] for one in report["routes"]}
+    for one in report["routes"]:
+        assert listed[one["route"]]["macs"] == one["cost"]["macs"]
+        assert listed[one["route"]]["parameters"] == one["cost"]["parameters"]
+        assert listed[one["route"]]["segments"] == one["segments"]
+    scores = {one["route"]: one["score"] for one in report["selection"]["candidates"]}
+    assert all(one["score"] == scores.get(route) for route, one in listed.items())
+
+
+@pytest.mark.parametrize("selector", ["kl-only", "ce", "random"])
+def test_one_builds_measurements_serve_every_selector_they_suffice_for(
+    selector: str, built: tuple[Path, dict], toy: Path
+) -> None:
+    code, out, err = routes(toy, built[0], "--selector", selector, "--json")
+    assert code == 0, err
+    assert any(one["target"] == "dear" for one in json.loads(out))
+
+
+def test_the_newest_report_that_can_be_read_counts_and_brings_its_latencies(
+    built: tuple[Path, dict], toy: Path, tmp_path: Path
+) -> None:
+    for number, milliseconds in ((9, 3.0), (10, 5.0)):
+        report = copy.deepcopy(built[1])
+        report["build_id"] = number
+        for one in report["routes"]:
+            if one["route"] in ("cheap", "dear"):
+                one["latencies"][0]["p50_ms"] = milliseconds if one["route"] == "dear" else 1.0
+        folder = tmp_path / "reports" / f"{number:04d}-toy-cpu"
+        folder.mkdir(parents=True)
+        (folder / "report.json").write_text(json.dumps(report))
+    (tmp_path / "reports" / "0011-toy-cpu").mkdir()
+    (tmp_path / "reports" / "0011-toy-cpu" / "report.json").write_text("{")
+    code, out, err = routes(toy, tmp_path, "--selector", "klas-latency", "--json")
+    assert code == 0, err
+    assert "Scores are those of build 10," in err
+    assert any(one["target"] == "dear" for one in json.loads(out))
+
+
+def test_routes_without_anything_measured_say_what_to_do(built: tuple[Path, dict], toy: Path, tmp_path: Path) -> None:
+    for registry, selector in ((built[0], "cka"), (tmp_path, "klas")):
+        code, out, err = routes(toy, registry, "--selector", selector)
+        assert (code, out) == (1, "")
+        assert err.count("\n") == 1
+        assert f"run klas-zoo build --family toy --selector {selector} first, or say --data and --weights" in err
+
+
+def test_routes_are_measured_on_images_and_checkpoints_that_are_given(toy: Path, tmp_path: Path) -> None:
+    for name, width in (("cheap", 8), ("dear", 16)):
+        model = timm.create_model(
+            "vit_tiny_patch16_224", num_classes=3, img_size=16, patch_size=8, embed_dim=width, depth=3, num_heads=2
+        )
+        torch.save(model.state_dict(), tmp_path / f"{name}.pth")
+    given = ("--data", toy / "images", "--weights", tmp_path)
+    code, out, err = routes(toy, tmp_path / "none", "--selector", "output-kl", *given, "--json")
+    assert code == 0, err
+    stitches = [one for one in json.loads(out) if one["target"]]
+    assert stitches and all(one["score"] >= 0 for one in stitches)
+    assert not (tmp_path / "none").exists()

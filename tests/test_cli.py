@@ -46,6 +46,39 @@ def test_families_are_shown_for_people_and_machines() -> None:
     assert [one["family"] for one in json.loads(out)] == sorted(builtin_families())
 
 
+@pytest.mark.parametrize("selector", ["snnet", "all"])
+def test_routes_are_listed_without_data(selector: str, tmp_path: Path) -> None:
+    code, out, _ = run("routes", "--family", "deit-micro", "--selector", selector, "--registry", tmp_path, "--json")
+    assert code == 0
+    found = json.loads(out)
+    anchors = [one for one in found if one["target"] is None]
+    assert [one["source"] for one in anchors] == ["tiny", "small", "base"]
+    assert all(one["route"] == one["source"] and one["i"] is None and one["j"] is None for one in anchors)
+    assert [one["macs"] for one in found] == sorted(one["macs"] for one in found)
+    for one in found:
+        if one["target"]:
+            assert one["segments"][0] == [one["source"], 1, one["i"]]
+            assert one["segments"][1][:2] == [one["target"], one["j"] + 1]
+            assert one["parameters"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_routes_are_shown_for_people(tmp_path: Path) -> None:
+    code, out, _ = run("routes", "--family", "deit-micro", "--selector", "snnet", "--registry", tmp_path)
+    assert code == 0
+    assert "Routes of the selector snnet" in out and "window" in out
+
+
+def test_every_selector_is_named_where_one_is_asked_for() -> None:
+    from klas_zoo.selectors import SELECTORS
+
+    for command in ("build", "routes"):
+        (option,) = (one for one in main.commands[command].params if one.name == "selector")
+        assert isinstance(option, click.Option) and option.help
+        listed = option.help.partition(": ")[2].partition(" (")[0]
+        assert set(listed.replace(" or ", ", ").split(", ")) == set(SELECTORS)
+
+
 def test_pick_prints_the_path_first_and_the_numbers_after(tmp_path: Path) -> None:
     registry = filled_registry(tmp_path)
     code, out, _ = run("pick", "--latency", "1s", "--registry", tmp_path)
@@ -96,6 +129,16 @@ BAD = {
     ),
     "weights that are not there": (["build", "--family", "deit", "--weights", "nowhere"], 1, "No weights for"),
     "data that is not there": (["build", "--family", "deit-micro", "--data", "nowhere"], 1, "nowhere is not a folder"),
+    "an unknown selector names the nearest": (
+        ["routes", "--family", "deit-micro", "--selector", "klass"], 2, "did you mean klas"
+    ),
+    "an unknown selector of a build": (
+        ["build", "--family", "deit-micro", "--selector", "sn-net"], 2, "did you mean snnet?"
+    ),
+    "routes of a pair the wrong way round": (
+        ["routes", "--family", "deit-micro", "--selector", "snnet", "--pair", "base:tiny"], 1, "ask for tiny:base"
+    ),
+    "routes that nobody measured": (["routes", "--family", "deit"], 1, "or say --data and --weights"),
     "a family file that is not there": (["build", "--family", "none.toml"], 1, "none.toml cannot be read"),
 }  # fmt: skip
 

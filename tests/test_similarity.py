@@ -16,7 +16,7 @@ from klas_zoo.chains import Chain
 from klas_zoo.data import Batch
 from klas_zoo.errors import SelectionError
 from klas_zoo.probes import Probes, log_probabilities
-from klas_zoo.similarity import Similarities, measure_similarities
+from klas_zoo.similarity import Similarities, measure_outputs, measure_similarities
 
 PAIRS = [
     *[("tiny", "tiny"), ("tiny", "small"), ("tiny", "base")],
@@ -193,3 +193,36 @@ def test_answers_that_are_certain_have_a_finite_divergence(
     found = measure_similarities(chains, probes, BATCHES)
     assert all(np.isfinite(table).all() for table in found.between.values())
     assert found.between["tiny", "tiny"][0, -1] > 100
+
+
+def test_cross_entropy_is_that_of_torch_and_chance_the_share_of_the_most_frequent_class(
+    chains: dict[str, Chain], probes: dict[str, Probes]
+) -> None:
+    found = measure_similarities(chains, probes, BATCHES)
+    images, labels = rebatched(BATCHES, 19)[0]
+    with torch.no_grad():
+        p, q = (log_probabilities(chains[n], probes[n], images).double() for n in ("tiny", "base"))
+    for i, j in np.ndindex(3, 5):
+        # torch takes logits and probabilities as targets
+        expected = F.cross_entropy(q[j], p[i].exp())
+        assert found.cross_entropy("tiny", i + 1, "base", j + 1) == pytest.approx(expected.item(), rel=1e-6)
+    assert found.chance == pytest.approx(100 * labels.bincount().max().item() / 19)
+
+
+def test_outputs_alone_are_as_far_apart_as_beside_probes(chains: dict[str, Chain], probes: dict[str, Probes]) -> None:
+    told: list[int] = []
+    found = measure_outputs(chains, BATCHES, on_batch=told.append)
+    similar = measure_similarities(chains, probes, BATCHES)
+    assert found == pytest.approx({(f, g): similar.of_outputs(f, g) for f, g in PAIRS if f != g}, rel=1e-5)
+    assert told == [7, 7, 5]
+    with pytest.raises(SelectionError, match="There are no held-out images"):
+        measure_outputs(chains, [])
+
+
+def test_a_probe_that_is_not_finite_is_named_with_its_block(
+    chains: dict[str, Chain], probes: dict[str, Probes]
+) -> None:
+    with torch.no_grad():
+        probes["small"].biases["6"][2] = float("nan")
+    with pytest.raises(SelectionError, match=r"^The probe after block 3 of small gives probabilities that are not"):
+        measure_similarities(chains, probes, BATCHES)

@@ -18,7 +18,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,10 +25,11 @@ import numpy as np
 import torch
 
 from klas_zoo.anchors import Family
+from klas_zoo.candidates import Cost as RouteCost
 from klas_zoo.candidates import SelectionSettings
 from klas_zoo.chains import Chain
 from klas_zoo.data import Batch, Data, Split, batches
-from klas_zoo.engines import EngineMaker, RouteResult
+from klas_zoo.engines import EngineMaker, RouteResult, time_anchors
 from klas_zoo.errors import ExportError
 from klas_zoo.evaluation import evaluate
 from klas_zoo.frontier import frontier
@@ -46,6 +46,7 @@ from klas_zoo.registry import Registry
 from klas_zoo.routes import Route, Seam
 from klas_zoo.selection import Selection, select
 from klas_zoo.selectors import find_selector
+from klas_zoo.streams import images_of
 from klas_zoo.supernet import Supernet
 from klas_zoo.tuning import TuningSettings, tune
 
@@ -119,15 +120,13 @@ def build(
     def macs(route: Route) -> float:
         return cost_of(route).macs
 
-    stitchable_pairs(family.chains, macs, settings.selection)  # refuses before any time is spent
+    # both refuse before any time is spent on probes
+    stitchable_pairs(family.chains, macs, settings.selection)
+    cost, unit, anchors_ms = stages.price(family, macs, registry)
     chains = {name: chain.to(device.torch_device) for name, chain in family.chains.items()}
-    measured = stages.measure(chains, data, macs)
-    cost: Callable[[Route], float] = macs
-    if find_selector(settings.selection.selector).cost == "latency":
-        measured = replace(measured, latency_ms=stages.time_anchors(family, registry))
-        cost = latency_cost(part_costs(family), measured.latency_ms or {}, macs)
-    selection = select(chains, measured, cost, settings.selection, unit="multiply-adds" if cost is macs else "ms")
-    for sentence in empty_buckets(selection):
+    measured = replace(stages.measure(chains, data, macs), latency_ms=anchors_ms)
+    selection = select(chains, measured, cost, settings.selection, unit=unit)
+    for sentence in selection.remarks():
         listener.say(sentence)
     anchors = [Route.anchor(name, chain.depth) for name, chain in chains.items()]
     supernet = Supernet(chains, [*anchors, *selection.routes]).to(device.torch_device)
@@ -174,46 +173,10 @@ def route_costs(family: Family) -> Callable[[Route], Cost]:
     return lambda route: route_cost(route, costs, of_seam)
 
 
-def empty_buckets(selection: Selection) -> list[str]:
-    """A sentence for each pair that has cost buckets without a candidate."""
-    return [
-        f"{source} → {target}: no stitch costs what bucket{'s' if len(numbers) > 1 else ''} "
-        f"{', '.join(map(str, numbers))} of {selection.settings.buckets} stand{'' if len(numbers) > 1 else 's'} for."
-        for (source, target), numbers in selection.empty_buckets.items()
-    ]
-
-
 def versions() -> dict[str, str]:
     """Of Python and of every package that numbers can depend on."""
     packages = ("klas-zoo", "torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "fvcore", "numpy")
     return {"python": platform.python_version()} | {name: _version(name) for name in packages}
-
-
-def images_of(data: Data, settings: BuildSettings, device: Device) -> Images:
-    """The streams that selection and initialisation read."""
-    probing = settings.probes
-    wanted = min(settings.tuning.init_images, len(data.train))
-    size = min(settings.batch, wanted)
-    return Images(
-        epochs=lambda: (
-            _batches(data.train, settings, device, probing.batch, shuffle_seed=settings.seed + epoch)
-            for epoch in range(probing.epochs)
-        ),
-        fit=lambda: islice(
-            _batches(data.train, settings, device, size, shuffle_seed=settings.seed), max(1, wanted // size)
-        ),
-        heldout=lambda: _batches(data.heldout, settings, device),
-        epochs_count=probing.epochs * len(data.train),
-        fit_count=wanted,
-        heldout_count=len(data.heldout),
-    )
-
-
-def _batches(
-    split: Split, settings: BuildSettings, device: Device, size: int | None = None, **options: Any
-) -> Iterator[Batch]:
-    where = device.torch_device
-    return batches(split, size or settings.batch, device=where, workers=settings.workers, **options)
 
 
 class _Stages:
@@ -231,15 +194,28 @@ class _Stages:
         self.seconds[name] = time.perf_counter() - started
 
     def _batches(self, split: Split, size: int | None = None, **options: Any) -> Iterator[Batch]:
-        return _batches(split, self.settings, self.device, size, **options)
+        return batches(
+            split,
+            size or self.settings.batch,
+            device=self.device.torch_device,
+            workers=self.settings.workers,
+            **options,
+        )
 
-    def measure(self, chains: dict[str, Chain], data: Data, macs: Callable[[Route], float]) -> Measurements:
+    def _images(self, data: Data) -> Images:
+        settings = self.settings
+        return images_of(
+            data, probing=settings.probes, batch=settings.batch, init_images=settings.tuning.init_images,
+            seed=settings.seed, device=self.device.torch_device, workers=settings.workers,
+        )  # fmt: skip
+
+    def measure(self, chains: dict[str, Chain], data: Data, macs: RouteCost) -> Measurements:
         """What the selector asks for, besides latency."""
         settings = self.settings.selection
         return measure(
             chains,
             find_selector(settings.selector).asks_for(settings) - {"latency_ms"},
-            images_of(data, self.settings, self.device),
+            self._images(data),
             macs,
             settings,
             probing=self.settings.probes,
@@ -247,28 +223,30 @@ class _Stages:
             warn=self.listener.say,
         )
 
-    def time_anchors(self, family: Family, registry: Registry) -> dict[str, float]:
-        """Median ms of every whole anchor on the device, at the first of the batch sizes."""
-        names = list(family.chains)
-        routes = {name: Route.anchor(name, family.chains[name].depth) for name in names}
-        supernet = Supernet(family.chains, routes.values()).cpu().eval()
-        found = {}
+    def price(
+        self, family: Family, macs: RouteCost, registry: Registry
+    ) -> tuple[RouteCost, str, dict[str, float] | None]:
+        """What the selector cuts buckets over, its unit, and the anchors' latencies where it is by them."""
+        if find_selector(self.settings.selection.selector).cost == "macs":
+            return macs, "multiply-adds", None
+        waiting = f"Another build is timing engines for {registry.root}; waiting for it."
         with (
-            tempfile.TemporaryDirectory(prefix="klas-zoo-") as folder,
-            registry.writing(lambda: self.listener.say(f"Another build is timing engines for {registry.root}.")),
-            self._stage("time anchors", len(names), "engines") as advance,
+            registry.writing(lambda: self.listener.say(waiting)),
+            self._stage("time anchors", len(family.chains), "engines") as advance,
         ):
-            maker = EngineMaker(supernet, family, self.device, self.settings.threads)
-            for name, route in routes.items():
-                file = Path(folder) / f"{name}.onnx"
-                maker.exporter.export(route, file, metadata={})
-                found[name] = maker.time(file, self.settings.latency_batches[:1])[0].p50_ms
-                advance(1, name)
-        supernet.to(self.device.torch_device)
-        return found
+            anchors_ms = time_anchors(
+                family,
+                self.device,
+                batch=self.settings.latency_batches[0],
+                threads=self.settings.threads,
+                on_anchor=lambda name: advance(1, name),
+            )
+        cost = latency_cost(part_costs(family), anchors_ms, macs)
+        stitchable_pairs(family.chains, cost, self.settings.selection, unit="ms")
+        return cost, "ms", anchors_ms
 
     def initialise(self, supernet: Supernet, data: Data) -> dict[Seam, float]:
-        images = images_of(data, self.settings, self.device)
+        images = self._images(data)
         with self._stage("initialise", images.fit_count, "images") as advance:
             return initialise_stitches(supernet, images.fit(), on_batch=lambda n: advance(n, ""))
 

@@ -26,7 +26,7 @@ class SelectionSettings:
         pairs: (cheaper, dearer) anchors to stitch, instead of those the selector would choose.
         selector: a name of `klas_zoo.selectors.SELECTORS`.
         most: keep the best so many of each bucket, whatever τ says, and cover no target blocks, so
-            that two selectors keep equally many. None: the rule of τ.
+            that two selectors keep equally many. None: the rule of τ. Rules (`snnet`, `all`) keep theirs.
         seed: of the selectors that draw.
     """
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -93,3 +94,31 @@ class EngineMaker:
             )
             for batch in batch_sizes
         )
+
+
+def time_anchors(
+    family: Family,
+    device: Device,
+    *,
+    batch: int,
+    threads: int | None,
+    on_anchor: Callable[[str], None] = lambda name: None,
+) -> dict[str, float]:
+    """Median ms of every whole anchor as an engine on the device. The chains come back where they were.
+
+    Raises:
+        ExportError: an anchor cannot be translated to ONNX, or does not run.
+    """
+    homes = {name: next(chain.parameters()).device for name, chain in family.chains.items()}
+    routes = {name: Route.anchor(name, chain.depth) for name, chain in family.chains.items()}
+    maker = EngineMaker(Supernet(family.chains, routes.values()).cpu(), family, device, threads)
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="klas-zoo-") as folder:
+        for name, route in routes.items():
+            file = Path(folder) / f"{name}.onnx"
+            maker.exporter.export(route, file, metadata={})
+            found[name] = maker.time(file, (batch,))[0].p50_ms
+            on_anchor(name)
+    for name, chain in family.chains.items():
+        chain.to(homes[name])
+    return found

@@ -53,6 +53,14 @@ class Selection:
         empty = {pair: tuple(b for b in range(self.settings.buckets) if b not in held[pair]) for pair in self.pairs}
         return {pair: buckets for pair, buckets in empty.items() if buckets}
 
+    def remarks(self) -> list[str]:
+        """A sentence for each pair with cost buckets that hold no candidate."""
+        return [
+            f"{source} → {target}: {len(empty)} of {self.settings.buckets} cost buckets hold no candidate "
+            f"({', '.join(map(str, empty))})."
+            for (source, target), empty in self.empty_buckets.items()
+        ]
+
 
 def pairs_of(
     selector: Selector, chains: dict[str, Chain], measured: Measurements, cost: Cost, settings: SelectionSettings,
