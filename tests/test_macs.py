@@ -120,6 +120,8 @@ ROUTES = [
     Route.stitch("tiny", 3, "base", 5, 8),
     Route.stitch("tiny", 8, "small", 0, 8),
     Route.from_json([["tiny", 1, 2], ["small", 3, 3], ["base", 7, 8]]),
+    Route.from_json([["tiny", 1, 2], ["base", 3, 4], ["tiny", 5, 8]]),
+    Route.from_json([["tiny", 1, 4], ["base", 3, 3], ["tiny", 3, 4], ["base", 3, 8]]),  # some of it twice
 ]
 
 
