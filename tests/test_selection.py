@@ -284,7 +284,8 @@ def test_anchors_whose_prefix_tokens_differ_are_told_so() -> None:
     with pytest.raises(SelectionError) as caught:
         stitchable_pairs(chains, costs.__getitem__, SelectionSettings())
     assert str(caught.value) == (
-        "Anchors tiny and base cannot be stitched: prefix tokens (class, distillation, registers) cannot go from 1 to 2."
+        "Anchors tiny and base cannot be stitched: prefix tokens (class, distillation, registers) cannot go "
+        "from 1 to 2."
     )
 
 
