@@ -22,7 +22,7 @@ import datetime
 import json
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -64,6 +64,7 @@ class Job:
 
     family: Family
     data: Data
+    macs: Callable[[Route], float]
     arguments: argparse.Namespace
     seed: int
 
@@ -108,7 +109,10 @@ def open_job(name: str, seed: int, arguments: argparse.Namespace) -> Job:
         heldout=_some(data.heldout, arguments.heldout_images, seed),
         test=_some(data.test, arguments.test_images, 0),  # the same for all seeds
     )
-    return Job(family=family, data=few, arguments=arguments, seed=seed)
+    cost_of = route_costs(family)
+    return Job(
+        family=family, data=few, macs=lambda route: float(cost_of(route).macs), arguments=arguments, seed=seed
+    )
 
 
 def _some(split: Split, count: int, seed: int) -> Split:
@@ -122,26 +126,20 @@ def take_measurements(job: Job, file: Path) -> Measurements:
         return Measurements.from_json(json.loads(file.read_text()))
     needs = frozenset().union(*(find_selector(name).asks_for(job.settings(name)) for name in SELECTORS))
     found = measure(
-        job.family.chains, needs - {"latency_ms"}, job.images(), macs_of(job), job.settings("klas"),
+        job.family.chains, needs - {"latency_ms"}, job.images(), job.macs, job.settings("klas"),
         probing=job.probing,
     )  # fmt: skip
     file.write_text(json.dumps(found.to_json(), sort_keys=True) + "\n")
     return found
 
 
-def macs_of(job: Job) -> Any:
-    cost_of = route_costs(job.family)
-    return lambda route: float(cost_of(route).macs)
-
-
 def stitches_of(job: Job, selector: str, measured: Measurements) -> list[Candidate]:
     """The stitches of one selector; all stitch the anchor pairs that klas chooses, so that they compare."""
-    macs = macs_of(job)
-    pairs = select(job.family.chains, measured, macs, job.settings("klas")).pairs
+    pairs = select(job.family.chains, measured, job.macs, job.settings("klas")).pairs
     if selector == "self":
         return self_stitches(job)
     settings = replace(job.settings(selector), pairs=pairs)
-    return list(select(job.family.chains, measured, macs, settings).chosen)
+    return list(select(job.family.chains, measured, job.macs, settings).chosen)
 
 
 def self_stitches(job: Job) -> list[Candidate]:
@@ -154,11 +152,10 @@ def self_stitches(job: Job) -> list[Candidate]:
         for j in range(i, chain.depth)
         if chain.shapes[i] == chain.shapes[j]
     ]
-    macs = macs_of(job)
     return [
         Candidate(
             route=(route := Route.stitch(name, s.i, name, s.j, chain.depth)), source=name, i=s.i, target=name,
-            j=s.j, cost=macs(route), bucket=0,
+            j=s.j, cost=job.macs(route), bucket=0,
         )
         for s in seams
     ]  # fmt: skip
@@ -186,13 +183,12 @@ def test_batches(job: Job) -> Iterator[Batch]:
 
 
 def rows_of(job: Job, stitches: Sequence[Candidate], top1: dict[Route, float]) -> Iterator[dict[str, Any]]:
-    macs = macs_of(job)
     for route in job.anchors:
-        yield {"route": str(route), "source": str(route), "macs": int(macs(route)), "top1": top1[route]}
+        yield {"route": str(route), "source": str(route), "macs": int(job.macs(route)), "top1": top1[route]}
     for one in stitches:
         yield {
             "route": str(one.route), "source": one.source, "i": one.i, "target": one.target, "j": one.j,
-            "macs": int(macs(one.route)), "bucket": one.bucket, "reason": one.reason, "top1": top1[one.route],
+            "macs": int(job.macs(one.route)), "bucket": one.bucket, "reason": one.reason, "top1": top1[one.route],
         }  # fmt: skip
 
 
@@ -227,10 +223,9 @@ def score_candidates(job: Job, measured: Measurements, file: Path) -> None:
 
 
 def scores_of(job: Job, selector: str, measured: Measurements) -> dict[str, float]:
-    macs = macs_of(job)
-    pairs = select(job.family.chains, measured, macs, job.settings("klas")).pairs
+    pairs = select(job.family.chains, measured, job.macs, job.settings("klas")).pairs
     settings = replace(job.settings(selector), pairs=pairs)
-    found = select(job.family.chains, measured, macs, settings).candidates
+    found = select(job.family.chains, measured, job.macs, settings).candidates
     return {str(c.route): c.score for c in found if c.score is not None}
 
 
@@ -239,7 +234,7 @@ def run_cascades(job: Job, file: Path) -> None:
 
     The anchors are as they were shipped; the cost is the mean over the test images.
     """
-    chains, macs = job.family.chains, {str(route): macs_of(job)(route) for route in job.anchors}
+    chains, macs = job.family.chains, {str(route): job.macs(route) for route in job.anchors}
     answers: dict[str, list[Tensor]] = {name: [] for name in chains}
     labels: list[Tensor] = []
     with torch.inference_mode():

@@ -114,18 +114,22 @@ def seam_cost(source: Layout, target: Layout) -> Cost:
 
 
 def route_cost(route: Route, chains: Mapping[str, ChainCost], of_seam: Callable[[Seam], Cost]) -> Cost:
-    """The first segment brings its stem, the last its head, every seam its stitching layer."""
+    """The first segment brings its stem, the last its head, every seam its stitching layer.
+
+    What a route runs twice, on its way there and back, costs twice and is held once.
+    """
     first, last = chains[route.segments[0].anchor], chains[route.segments[-1].anchor]
-    macs = first.stem_macs + last.head_macs
-    parameters = first.stem_parameters + last.head_parameters
-    for segment in route.segments:
-        blocks = slice(segment.first - 1, segment.last)
-        macs += sum(chains[segment.anchor].block_macs[blocks])
-        parameters += sum(chains[segment.anchor].block_parameters[blocks])
-    for cost in map(of_seam, route.seams):
-        macs += cost.macs
-        parameters += cost.parameters
-    return Cost(macs=macs, parameters=parameters)
+    run = [(segment.anchor, k) for segment in route.segments for k in range(segment.first, segment.last + 1)]
+    return Cost(
+        macs=first.stem_macs
+        + sum(chains[anchor].block_macs[k - 1] for anchor, k in run)
+        + sum(of_seam(seam).macs for seam in route.seams)
+        + last.head_macs,
+        parameters=first.stem_parameters
+        + sum(chains[anchor].block_parameters[k - 1] for anchor, k in set(run))
+        + sum(of_seam(seam).parameters for seam in set(route.seams))
+        + last.head_parameters,
+    )
 
 
 def _refuse_unknown(analysis: FlopCountAnalysis, module: nn.Module) -> None:

@@ -431,3 +431,9 @@ def test_chains_that_do_not_agree_on_classes_are_no_family() -> None:
         "Anchors of mine do not agree: base takes images (3, 8, 8) and tells 7 classes apart, the first one "
         "(3, 8, 8) and 5."
     )
+
+
+@pytest.mark.parametrize(("family", "anchor"), [("mine", "tiny.v2"), ("my family", "tiny"), ("mine", "a+b")])
+def test_names_that_cannot_be_part_of_a_route_are_refused(family: str, anchor: str) -> None:
+    with pytest.raises(FamilyError, match="letters, digits"):
+        Family.of(family, {anchor: token_chain()}, DATA)

@@ -106,12 +106,12 @@ def test_a_seam_needs_one_grid_and_one_number_of_prefix_tokens(source: Layout, t
         (
             tokens(4, 14, 14, prefix=1),
             maps(4, 14, 14),
-            "1 prefix tokens (class, distillation, registers) cannot become 0",
+            "prefix tokens (class, distillation, registers) cannot go from 1 to 0",
         ),
         (
             tokens(4, 195, prefix=2),
             tokens(4, 196, prefix=1),
-            "2 prefix tokens (class, distillation, registers) cannot become 1",
+            "prefix tokens (class, distillation, registers) cannot go from 2 to 1",
         ),
     ],
     ids=str,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from small_models import SHAPE, small_chain
 from torch import Tensor, nn
 from toys import (
     IMAGE,
@@ -73,6 +74,36 @@ def test_with_hardly_any_ridge_a_layer_is_the_least_squares_fit(make: Callable[[
         assert torch.allclose(linear.bias.double(), bias, rtol=1e-3, atol=1e-4), seam
         assert left[seam] == pytest.approx(expected, rel=1e-4, abs=1e-6)
         assert 0.01 < expected < 0.99
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "i", "j"), [("resnet", "swin", 2, 3), ("swin", "vit", 5, 2), ("levit", "resnet", 1, 5)]
+)
+def test_a_fit_across_layouts_pairs_the_vectors_that_lie_at_the_same_place(
+    source: str, target: str, i: int, j: int
+) -> None:
+    chains = {source: small_chain(source), target: small_chain(target)}
+    net = Supernet(chains, [Route.stitch(source, i, target, j, chains[target].depth)]).eval()
+    images = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(0))
+    initialise_stitches(net, [(images, torch.zeros(8))], ridge=1e-9)
+    with torch.no_grad():
+        x, y = (
+            by_place(list(chains[name].walk(images))[position], chains[name].layouts[position].kind).double()
+            for name, position in ((source, i), (target, j))
+        )
+        found = by_place(net.stitch(net.seams[0])(list(chains[source].walk(images))[i]), chains[target].layouts[j].kind)
+    with_one = torch.cat([x, torch.ones(len(x), 1)], 1)
+    fitted = with_one @ torch.linalg.lstsq(with_one, y).solution
+    error, least = (found - y).square().sum(), (fitted - y).square().sum()
+    assert error.item() == pytest.approx(least.item(), rel=1e-3)
+    assert least < 0.97 * (y - y.mean(0)).square().sum()
+
+
+def by_place(features: Tensor, kind: str) -> Tensor:
+    """A vector for every place of every image, places row by row."""
+    if kind == "maps":
+        features = features.movedim(1, -1)
+    return features.reshape(-1, features.shape[-1])
 
 
 @pytest.mark.parametrize("ridge", [1e-4, 0.1, 10.0])

@@ -7,12 +7,13 @@ import logging
 import pytest
 import timm
 import torch
+from small_models import SHAPE, small_chain
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import klas_zoo.micro  # noqa: F401  registers its models with timm
 from klas_zoo.architectures import to_chain
-from klas_zoo.chains import Chain, Layout
+from klas_zoo.chains import Chain, Layout, can_stitch
 from klas_zoo.errors import CountingError
 from klas_zoo.profiles import macs
 from klas_zoo.profiles.macs import (
@@ -26,7 +27,7 @@ from klas_zoo.profiles.macs import (
     route_cost,
     seam_cost,
 )
-from klas_zoo.routes import Route, Seam
+from klas_zoo.routes import Route, Seam, Segment
 from klas_zoo.supernet import StitchingLayer, Supernet
 
 LAYER_NORM = 5  # fvcore's number for each element of a layer norm with weights
@@ -119,6 +120,8 @@ ROUTES = [
     Route.stitch("tiny", 3, "base", 5, 8),
     Route.stitch("tiny", 8, "small", 0, 8),
     Route.from_json([["tiny", 1, 2], ["small", 3, 3], ["base", 7, 8]]),
+    Route.from_json([["tiny", 1, 2], ["base", 3, 4], ["tiny", 5, 8]]),
+    Route.from_json([["tiny", 1, 4], ["base", 3, 3], ["tiny", 3, 4], ["base", 3, 8]]),  # some of it twice
 ]
 
 
@@ -134,6 +137,47 @@ def test_a_route_costs_what_its_whole_network_costs(make_chains) -> None:  # typ
     for route in ROUTES:
         network = supernet.network(route)
         expected = Cost(macs=count_macs(network, torch.zeros(1, 3, 32, 32)), parameters=count_parameters(network))
+        assert route_cost(route, costs, of_seam) == expected, route
+
+
+ACROSS = [
+    ("deit", "deit3", 2, 1),
+    ("swin", "swinv2", 5, 4),
+    ("swinv2", "swin", 2, 2),
+    ("levit", "levit-undistilled", 3, 4),
+    ("levit-conv", "levit", 1, 2),
+    ("resnet", "resnet-bottleneck", 2, 3),
+    ("convnext", "convnextv2", 2, 3),
+    ("efficientnet", "mobilenetv3", 3, 3),
+    ("mobilenetv2", "mobilenetv3", 9, 5),
+    ("resnet", "swin", 4, 4),
+    ("swin", "resnet", 5, 4),
+    ("levit", "convnext", 2, 4),
+    ("vit", "efficientnet", 2, 5),
+]
+
+
+@pytest.mark.parametrize(("source", "target", "i", "j"), ACROSS)
+def test_a_route_of_any_architecture_costs_what_its_whole_network_costs(
+    source: str, target: str, i: int, j: int
+) -> None:
+    chains = {source: small_chain(source), target: small_chain(target)}
+    depth = chains[target].depth
+    there = Route.stitch(source, i, target, j, depth)
+    back = Route((Segment(source, 1, i), Segment(target, j + 1, j + 1), Segment(source, i + 1, chains[source].depth)))
+    routes = [Route.anchor(target, depth), there]
+    # a target block that shrinks the grid has no way back
+    if can_stitch(chains[target], j + 1, chains[source], i):
+        routes.append(back)
+    supernet = Supernet(chains, routes)
+    costs = {name: chain_cost(chain, SHAPE) for name, chain in chains.items()}
+
+    def of_seam(seam: Seam) -> Cost:
+        return seam_cost(chains[seam.source].layouts[seam.i], chains[seam.target].layouts[seam.j])
+
+    for route in routes:
+        network = supernet.network(route)
+        expected = Cost(macs=count_macs(network, torch.zeros(1, *SHAPE)), parameters=count_parameters(network))
         assert route_cost(route, costs, of_seam) == expected, route
 
 

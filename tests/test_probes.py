@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import SHAPE, small_chain
 from torch import Tensor, nn
 from toys import (
     CLASSES,
@@ -178,6 +179,26 @@ def test_pooling_is_the_chains_own() -> None:
     assert torch.equal(walk_pooled(chain, images)[0][1], features[2][:, 0])
     maps = map_chain()
     assert torch.allclose(walk_pooled(maps, images)[0][0], list(maps.walk(images))[1].flatten(2).mean(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("swin", lambda features: features.mean((1, 2))),
+        ("resnet", lambda features: features.mean((2, 3))),
+        ("levit", lambda features: features.mean(1)),
+        ("deit", lambda features: features[:, 0]),
+        ("registers-without-class", lambda features: features[:, 3:].mean(1)),
+    ],
+)
+def test_probes_read_every_architecture_by_its_layout(name: str, expected: Callable[[Tensor], Tensor]) -> None:
+    chain = small_chain(name)
+    images = torch.randn(2, *SHAPE)
+    with torch.no_grad():
+        pooled, _ = walk_pooled(chain, images)
+        features = list(chain.walk(images))
+    assert all(torch.allclose(a, expected(b), atol=1e-6) for a, b in zip(pooled, features[1:], strict=True))
+    assert [one.shape for one in pooled] == [(2, chain.width(k)) for k in range(1, chain.depth + 1)]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

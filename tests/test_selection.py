@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import calls, map_chain, token_chain
+from toys import IMAGE, calls, map_chain, token_chain
 
 from klas_zoo import selection as selecting
 from klas_zoo.candidates import Cost, SelectionSettings
-from klas_zoo.chains import Chain
+from klas_zoo.chains import Chain, Layout
 from klas_zoo.errors import SelectionError, UnknownName
 from klas_zoo.measurements import Measurements
 from klas_zoo.pairs import choose_pairs, stitchable_pairs
@@ -273,6 +274,22 @@ def test_anchors_without_a_common_grid_are_told_with_their_shapes(pairs: tuple[t
     assert str(caught.value) == (
         "Anchors tiny and base have no common resolution to stitch at: tiny has features (4, 8, 8), (8, 4, 4), "
         "base has (4, 6)."
+    )
+
+
+def test_anchors_whose_prefix_tokens_differ_are_told_so() -> None:
+    def with_prefix(count: int) -> Chain:
+        layout = partial(Layout.of_tokens, prefix=count)
+        chain = token_chain()
+        return Chain(chain.stem, list(chain.blocks), chain.head, input_shape=IMAGE, layout=layout)
+
+    costs = {Route.anchor("tiny", 3): 1.0, Route.anchor("base", 3): 2.0}
+    chains = {"tiny": with_prefix(1), "base": with_prefix(2)}
+    with pytest.raises(SelectionError) as caught:
+        stitchable_pairs(chains, costs.__getitem__, SelectionSettings())
+    assert str(caught.value) == (
+        "Anchors tiny and base cannot be stitched: prefix tokens (class, distillation, registers) cannot go "
+        "from 1 to 2."
     )
 
 

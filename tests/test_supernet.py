@@ -97,6 +97,18 @@ def test_all_routes_at_once_give_bit_for_bit_what_each_gives_alone(make: Callabl
     assert len({tuple(logits.flatten().tolist()) for logits in found.values()}) == len(found)
 
 
+@pytest.mark.parametrize("first", [2, 1], ids=["going on", "running a block again"])
+def test_a_route_goes_there_and_back(first: int) -> None:
+    there_and_back = Route((Segment("tiny", 1, 1), Segment("base", 3, 4), Segment("tiny", first, 3)))
+    torch.manual_seed(1)
+    net = Supernet(three_chains(), [there_and_back, Route.anchor("tiny", 3)]).eval()
+    with torch.inference_mode():
+        expected = by_hand(net, there_and_back)
+        assert torch.equal(net(IMAGES, there_and_back), expected)
+        assert torch.equal(net.network(there_and_back)(IMAGES), expected)
+        assert torch.equal(dict(net.forward_all(IMAGES, net.routes))[there_and_back], expected)
+
+
 def test_some_routes_at_once_are_only_those() -> None:
     net = tokens()
     assert [route for route, _ in net.forward_all(IMAGES, [TWO_SEAMS])] == [TWO_SEAMS]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from klas_zoo.chains import Chain as Chain
+    from klas_zoo.chains import Layout as Layout
     from klas_zoo.errors import KlasZooError as KlasZooError
     from klas_zoo.picking import Pick as Pick
     from klas_zoo.picking import pick as pick
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Chain": "klas_zoo.chains",
     "KlasZooError": "klas_zoo.errors",
+    "Layout": "klas_zoo.chains",
     "Pick": "klas_zoo.picking",
     "Registry": "klas_zoo.registry",
     "Route": "klas_zoo.routes",

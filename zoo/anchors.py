@@ -17,7 +17,7 @@ from torch import nn
 from klas_zoo.architectures import to_chain
 from klas_zoo.chains import Chain, Shape
 from klas_zoo.errors import FamilyError, UnknownName, WeightsError
-from klas_zoo.families import AnchorSpec, FamilySpec
+from klas_zoo.families import NAME, AnchorSpec, FamilySpec
 from klas_zoo.records import Weights
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -50,8 +50,12 @@ class Family:
             data_config: at least `mean` and `std`; also what else timm's create_transform takes.
 
         Raises:
-            FamilyError: the anchors do not agree on images or classes.
+            FamilyError: a name that cannot be part of a route's, or the anchors do not agree on images or
+                classes.
         """
+        for one in (name, *chains):
+            if not NAME.fullmatch(one):
+                raise FamilyError(f"A name is made of letters, digits, - and _, not '{one}'.")
         first = next(iter(chains.values()))
         for anchor, chain in chains.items():
             if (chain.input_shape, chain.classes) != (first.input_shape, first.classes):

@@ -88,7 +88,7 @@ class Layout:
 def mismatch(source: Layout, target: Layout) -> str:
     """Why no stitching layer can join two positions, a clause; empty where one can."""
     if source.prefix != target.prefix:
-        return f"{source.prefix} prefix tokens (class, distillation, registers) cannot become {target.prefix}"
+        return f"prefix tokens (class, distillation, registers) cannot go from {source.prefix} to {target.prefix}"
     if source.grid == target.grid:
         return ""
     # how the tokens lie does not matter to other tokens, one by one they are the same

@@ -25,7 +25,8 @@ from typing import Any
 from klas_zoo.errors import FamilyError, UnknownName
 
 # a name becomes part of file names, route names and module keys
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""Of a family or an anchor: it becomes part of file names and of routes."""
 PRESETS = ("quick", "paper")
 _IN_TOML = {str: "a string", int: "an integer", list: "an array", dict: "a table"}
 
@@ -153,7 +154,7 @@ class _Fields:
 
     def name(self) -> str:
         name: str = self.take("name", str)
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise FamilyError(f"{self._where}: a name is made of letters, digits, - and _, not '{name}'.")
         return name
 

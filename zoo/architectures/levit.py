@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from timm.models.levit import Attention, AttentionDownsample, Levit
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ def cut(model: Levit, input_shape: Shape) -> Chain:
     head = _Head(part(model, {"head", "head_dist"}))
     if model.use_conv:
         return Chain(model.stem, blocks, head, input_shape=input_shape)
-    grids = [tuple(stage.blocks[0].attn.resolution) for stage in model.stages]
+    grids: list[Any] = [one.resolution for one in model.stages.modules() if isinstance(one, Attention)]
     return Chain(
         nn.Sequential(model.stem, _Tokens()),
         blocks,

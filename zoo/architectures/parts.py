@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -20,12 +20,12 @@ def part(model: Model, children: Iterable[str], *, parameters: bool = False) -> 
     return found
 
 
-def dropout(model: nn.Module) -> nn.Dropout:
-    """As a module what timm's classifiers do by a function, in the model's own mode."""
-    return nn.Dropout(model.drop_rate).train(model.training)
+def dropout(rate: float, *, like: nn.Module) -> nn.Dropout:
+    """As a module what timm's classifiers do by a function, in the mode of another."""
+    return nn.Dropout(rate).train(like.training)
 
 
-def blocks_of(stages: Iterable[nn.Module]) -> list[nn.Module]:
+def blocks_of(stages: Iterable[Any]) -> list[nn.Module]:
     """The blocks of all stages, one after another.
 
     What shrinks the grid at the start of a stage belongs to the first block of this stage, so that

@@ -1,0 +1,117 @@
+"""Multiply-adds of whole networks and of stitches against the figures their authors printed."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+from typing import NamedTuple
+
+import pytest
+import timm
+from snnet import PUBLISHED, deit_routes, levit_routes, resnet_routes, resnet_swin_routes, swin_routes
+
+from klas_zoo.architectures import to_chain
+from klas_zoo.chains import Layout, mismatch
+from klas_zoo.families import builtin_families
+from klas_zoo.profiles.macs import ChainCost, Cost, chain_cost, route_cost, seam_cost
+from klas_zoo.routes import Route, Seam
+
+FAMILIES = builtin_families()
+ROUTES = {
+    "deit": deit_routes(),
+    "swin": swin_routes(),
+    "levit": levit_routes(),
+    "resnet": resnet_routes(),
+    "resnet-swin": resnet_swin_routes(),
+}
+
+
+class Priced(NamedTuple):
+    """What is left of an anchor when its weights, up to 350 MB, are let go."""
+
+    layouts: tuple[Layout, ...]
+    cost: ChainCost
+    mean_and_std: tuple[tuple[float, ...], tuple[float, ...]]
+    pretrained_classes: int
+
+    @property
+    def depth(self) -> int:
+        return len(self.cost.block_macs)
+
+
+@cache
+def priced(model: str, side: int) -> Priced:
+    chain = to_chain(timm.create_model(model), (3, side, side))
+    settings = timm.get_pretrained_cfg(model)
+    cost = chain_cost(chain, (3, side, side))
+    return Priced(chain.layouts, cost, (settings.mean, settings.std), settings.num_classes)
+
+
+def anchors(family: str) -> dict[str, Priced]:
+    spec = FAMILIES[family]
+    return {anchor.name: priced(anchor.model, spec.input_shape[1]) for anchor in spec.anchors}
+
+
+def macs(family: str, route: Route) -> int:
+    found = anchors(family)
+
+    def of_seam(seam: Seam) -> Cost:
+        return seam_cost(found[seam.source].layouts[seam.i], found[seam.target].layouts[seam.j])
+
+    return route_cost(route, {name: anchor.cost for name, anchor in found.items()}, of_seam).macs
+
+
+def macs_of_anchors(family: str) -> list[int]:
+    return [macs(family, Route.anchor(name, anchor.depth)) for name, anchor in anchors(family).items()]
+
+
+@pytest.mark.parametrize(
+    ("family", "count"), [("deit", 71), ("swin", 41), ("levit", 8), ("resnet", 10), ("resnet-swin", 8)]
+)
+def test_every_route_of_sn_net_exists_and_costs_what_was_published(family: str, count: int) -> None:
+    routes, published = ROUTES[family], PUBLISHED[family]
+    assert len(set(routes)) == len(published) == count
+    found = anchors(family)
+    for route, expected in zip(routes, published, strict=True):
+        if family == "deit" and not route.is_anchor:
+            # their DeiT stitches leave out the last norm: 5 for each of 197 tokens and each channel
+            norm = 5 * 197 * found[route.segments[-1].anchor].layouts[12].width
+            assert macs(family, route) == pytest.approx(expected, rel=0.005)
+            expected += norm
+        assert macs(family, route) == expected, route
+
+
+@pytest.mark.parametrize(
+    ("family", "published"),
+    [
+        ("deit", [1.26, 4.61, 17.58]),
+        ("deit3", [4.6, 8.0, 17.5]),
+        ("swin", [4.5, 8.7, 15.4]),
+        ("swinv2", [5.9, 11.5, 20.3]),
+        ("levit", [0.66, 1.13]),
+        ("resnet", [1.8, 4.1]),
+        ("resnet-swin", [1.8, 4.5]),
+        ("convnext", [4.5, 8.7, 15.4]),
+    ],
+)
+def test_anchors_cost_what_their_papers_say(family: str, published: list[float]) -> None:
+    found = [count / 1e9 for count in macs_of_anchors(family)]
+    # papers print two or three digits
+    assert found == pytest.approx(published, rel=0.015)
+
+
+def test_mobilenet_and_efficientnet_cost_what_their_papers_say_and_a_few_per_cent_for_norms() -> None:
+    found = [count / 1e9 for count in macs_of_anchors("efficientnet")]
+    assert found[:2] == pytest.approx([0.219, 0.39], rel=0.03)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "deit-micro"])
+def test_anchors_are_ordered_by_cost_and_every_neighbour_can_be_stitched(family: str) -> None:
+    found = list(anchors(family).values())
+    costs = macs_of_anchors(family)
+    assert costs == sorted(set(costs))
+    for source, target in pairwise(found):
+        assert any(not mismatch(a, b) for a in source.layouts[1:] for b in target.layouts[1:-1])
+    # one image goes through several anchors, and their own weights are for a thousand classes
+    assert len({anchor.mean_and_std for anchor in found}) == 1
+    assert {anchor.pretrained_classes for anchor in found} == {FAMILIES[family].num_classes}
