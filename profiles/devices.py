@@ -73,6 +73,15 @@ def physical_cores() -> int:
         return len(usable)
 
 
+def has_fast_bf16(torch_device: str) -> bool:
+    """Whether products in bfloat16 are faster there than in float32, and not emulated."""
+    if torch_device == "cpu":
+        return any(name in _flags() for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    import torch
+
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def open_session(engine: Path | bytes, provider: str, threads: int | None) -> onnxruntime.InferenceSession:
     """Loads an engine as a user would: all of onnxruntime's optimisations, nothing else changed.
 
@@ -118,15 +127,24 @@ def _name(engine: Path | bytes) -> str:
     return "an engine" if isinstance(engine, bytes) else str(engine)
 
 
-def _cpu() -> str:
+def _cpuinfo() -> dict[str, str]:
     facts: dict[str, str] = {}
     with contextlib.suppress(OSError):  # not Linux: the platform's own name has to do
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
             facts.setdefault(key.strip(), value.strip())
-    model = facts.get("model name") or platform.processor() or platform.machine()
+    return facts
+
+
+def _flags() -> list[str]:
+    facts = _cpuinfo()
+    return (facts.get("flags") or facts.get("Features") or "").split()
+
+
+def _cpu() -> str:
+    model = _cpuinfo().get("model name") or platform.processor() or platform.machine()
     cores = physical_cores()
-    flags = (facts.get("flags") or facts.get("Features") or "").split()
+    flags = _flags()
     notable = " ".join(flag for flag in _NOTABLE if flag in flags)
     return ", ".join(filter(None, (model, f"{cores} core{'s' if cores > 1 else ''}", notable)))
 

@@ -12,17 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import IMAGE, calls, map_chain, token_chain
 
+from klas_zoo import selection as selecting
+from klas_zoo.candidates import Cost, SelectionSettings
 from klas_zoo.chains import Chain, Layout
 from klas_zoo.errors import SelectionError, UnknownName
+from klas_zoo.measurements import Measurements
+from klas_zoo.pairs import choose_pairs, stitchable_pairs
 from klas_zoo.routes import Route, Seam
-from klas_zoo.selection import (
-    LEAST_CAPACITY,
-    Selection,
-    SelectionSettings,
-    choose_pairs,
-    select,
-    stitchable_pairs,
-)
+from klas_zoo.scoring import LEAST_CAPACITY
+from klas_zoo.selection import Selection
 from klas_zoo.similarity import Similarities
 
 DEPTHS = {"tiny": 4, "small": 5, "base": 6}
@@ -51,6 +49,12 @@ def drawn(
         if outputs and (f, g) in outputs:
             between[f, g][-1, -1] = outputs[f, g]
     return Similarities(between=between, probe_accuracy={}, images=1)
+
+
+def select(
+    chains: dict[str, Chain], similarities: Similarities, cost: Cost, settings: SelectionSettings
+) -> Selection:
+    return selecting.select(chains, Measurements(probes=similarities), cost, settings)
 
 
 def chosen(selection: Selection) -> dict[tuple[str, int, str, int], str]:

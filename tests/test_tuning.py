@@ -34,7 +34,7 @@ ROUTES = [
 ]
 SETTINGS = TuningSettings(
     steps=10, epochs=1, batch=8, anchor_rate=1e-3, stitch_rate=1e-2, weight_decay=0.1, warmup=0.2, distillation=0.6,
-    hard=False, clip=None, augmentation="light", init_images=8, seed=3,
+    hard=False, clip=None, augmentation="light", init_images=8, precision="fp32", seed=3,
 )  # fmt: skip
 
 
@@ -293,6 +293,27 @@ def test_tuning_lowers_the_loss_of_every_route() -> None:
 )
 def test_steps_are_said_or_follow_from_epochs(steps: int | None, epochs: int, images: int, expected: int) -> None:
     assert settings(steps=steps, epochs=epochs, batch=8).total_steps(images) == expected
+
+
+@pytest.mark.parametrize(("fast", "meant"), [(True, "bf16"), (False, "fp32")])
+def test_automatic_precision_is_bf16_where_that_is_fast(
+    monkeypatch: pytest.MonkeyPatch, fast: bool, meant: str
+) -> None:
+    monkeypatch.setattr(tuning, "has_fast_bf16", lambda device: fast)
+    assert settings(precision="auto").on("cpu").precision == meant
+    assert settings(precision="fp32").on("cpu").precision == "fp32"
+
+
+def test_bf16_rounds_products_and_leaves_weights_in_fp32() -> None:
+    ends = {}
+    for precision in ("fp32", "bf16"):
+        net = supernet()
+        tune(net, endless(), 3, settings(precision=precision))
+        assert {p.dtype for p in net.parameters()} == {torch.float32}
+        ends[precision] = torch.cat([p.detach().flatten() for p in net.parameters()])
+    assert not torch.equal(ends["fp32"], ends["bf16"])
+    # Adam turns a rounding that flips a tiny gradient's sign into a whole step: few weights, not most
+    assert (ends["fp32"] - ends["bf16"]).abs().mean() < 1e-3
 
 
 @pytest.mark.parametrize("name", list(PRESETS))

@@ -130,3 +130,25 @@ def write_images(
             pixels[..., index % 3] += np.uint8(60 + 20 * (index % 6))
             Image.fromarray(pixels).save(folder / name / f"{number}.png")
     return folder
+
+
+class Grid(nn.Module):
+    """Maps of a given size, whatever comes in: the stem or the first block of a stage."""
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__()
+        self.width, self.size = width, size
+
+    def forward(self, features: Tensor) -> Tensor:
+        mean = features.mean((1, 2, 3), keepdim=True)
+        return mean.expand(len(features), self.width, self.size, self.size)
+
+
+def staged_chain(depths: Sequence[int], *, sizes: Sequence[int] = (8, 4, 2, 1), convolutional: bool = False) -> Chain:
+    """A network of stages of these depths, each on a grid of its own; its blocks compute nothing."""
+    blocks: list[nn.Module] = []
+    for depth, size in zip(depths, sizes, strict=False):
+        for _ in range(depth):
+            convolution = [nn.Conv2d(2, 2, 3, 1, 1)] if convolutional else []
+            blocks.append(nn.Sequential(Grid(2, size), *convolution))
+    return Chain(Grid(2, sizes[0]), blocks, MeanHead(2), input_shape=IMAGE).eval()

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from klas_zoo.anchors import Family
+from klas_zoo.candidates import SelectionSettings
 from klas_zoo.chains import Chain
 from klas_zoo.data import Batch, Data, Split, batches
 from klas_zoo.engines import EngineMaker, RouteResult
@@ -33,14 +34,18 @@ from klas_zoo.errors import ExportError
 from klas_zoo.evaluation import evaluate
 from klas_zoo.frontier import frontier
 from klas_zoo.initialisation import initialise_stitches
-from klas_zoo.probes import ProbeSettings, train_probes
+from klas_zoo.latency_cost import latency_cost
+from klas_zoo.measurements import Measurements
+from klas_zoo.measuring import Advance, Images, measure
+from klas_zoo.pairs import stitchable_pairs
+from klas_zoo.probes import ProbeSettings
 from klas_zoo.profiles.devices import Device
-from klas_zoo.profiles.macs import Cost, chain_cost, route_cost, seam_cost
+from klas_zoo.profiles.macs import ChainCost, Cost, chain_cost, route_cost, seam_cost
 from klas_zoo.records import BuildRecord, NewEngine
 from klas_zoo.registry import Registry
 from klas_zoo.routes import Route, Seam
-from klas_zoo.selection import Selection, SelectionSettings, select, stitchable_pairs
-from klas_zoo.similarity import Similarities, measure_similarities
+from klas_zoo.selection import Selection, select
+from klas_zoo.selectors import find_selector
 from klas_zoo.supernet import Supernet
 from klas_zoo.tuning import TuningSettings, tune
 
@@ -70,7 +75,7 @@ class BuildResult:
     family: Family
     data: Data
     settings: BuildSettings
-    similarities: Similarities
+    measurements: Measurements
     selection: Selection
     unexplained: dict[Seam, float]
     results: tuple[RouteResult, ...]
@@ -82,9 +87,6 @@ class BuildResult:
     @property
     def anchors(self) -> tuple[RouteResult, ...]:
         return tuple(result for result in self.results if result.route.is_anchor)
-
-
-Advance = Callable[[int, str], None]
 
 
 class Listener(Protocol):
@@ -109,6 +111,7 @@ def build(
         KlasZooError: any of its kinds; the registry stays as it was.
     """
     started = _now()
+    settings = replace(settings, tuning=settings.tuning.on(device.torch_device))
     _seed_everything(settings.seed)
     stages = _Stages(settings, device, listener)
     cost_of = route_costs(family)
@@ -118,8 +121,14 @@ def build(
 
     stitchable_pairs(family.chains, macs, settings.selection)  # refuses before any time is spent
     chains = {name: chain.to(device.torch_device) for name, chain in family.chains.items()}
-    similarities = stages.compare(chains, data)
-    selection = select(chains, similarities, macs, settings.selection)
+    measured = stages.measure(chains, data, macs)
+    cost: Callable[[Route], float] = macs
+    if find_selector(settings.selection.selector).cost == "latency":
+        measured = replace(measured, latency_ms=stages.time_anchors(family, registry))
+        cost = latency_cost(part_costs(family), measured.latency_ms or {}, macs)
+    selection = select(chains, measured, cost, settings.selection, unit="multiply-adds" if cost is macs else "ms")
+    for sentence in empty_buckets(selection):
+        listener.say(sentence)
     anchors = [Route.anchor(name, chain.depth) for name, chain in chains.items()]
     supernet = Supernet(chains, [*anchors, *selection.routes]).to(device.torch_device)
     unexplained = stages.initialise(supernet, data)
@@ -142,17 +151,22 @@ def build(
         record = replace(record, finished_at=_now())
         build_id = stages.register(record, made, data, registry)
     return BuildResult(
-        family=family, data=data, settings=settings, similarities=similarities, selection=selection,
+        family=family, data=data, settings=settings, measurements=measured, selection=selection,
         unexplained=unexplained, results=tuple(result for result, _ in made), record=record,
         build_id=build_id, seconds=stages.seconds,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )  # fmt: skip
 
 
+def part_costs(family: Family) -> dict[str, ChainCost]:
+    """What the parts of every anchor cost."""
+    return {name: chain_cost(chain, family.input_shape) for name, chain in family.chains.items()}
+
+
 def route_costs(family: Family) -> Callable[[Route], Cost]:
     """A function that gives multiply-adds and parameters of any route of a family."""
     chains = family.chains
-    costs = {name: chain_cost(chain, family.input_shape) for name, chain in chains.items()}
+    costs = part_costs(family)
 
     def of_seam(seam: Seam) -> Cost:
         return seam_cost(chains[seam.source].layouts[seam.i], chains[seam.target].layouts[seam.j])
@@ -160,10 +174,46 @@ def route_costs(family: Family) -> Callable[[Route], Cost]:
     return lambda route: route_cost(route, costs, of_seam)
 
 
+def empty_buckets(selection: Selection) -> list[str]:
+    """A sentence for each pair that has cost buckets without a candidate."""
+    return [
+        f"{source} → {target}: no stitch costs what bucket{'s' if len(numbers) > 1 else ''} "
+        f"{', '.join(map(str, numbers))} of {selection.settings.buckets} stand{'' if len(numbers) > 1 else 's'} for."
+        for (source, target), numbers in selection.empty_buckets.items()
+    ]
+
+
 def versions() -> dict[str, str]:
     """Of Python and of every package that numbers can depend on."""
     packages = ("klas-zoo", "torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "fvcore", "numpy")
     return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
+def images_of(data: Data, settings: BuildSettings, device: Device) -> Images:
+    """The streams that selection and initialisation read."""
+    probing = settings.probes
+    wanted = min(settings.tuning.init_images, len(data.train))
+    size = min(settings.batch, wanted)
+    return Images(
+        epochs=lambda: (
+            _batches(data.train, settings, device, probing.batch, shuffle_seed=settings.seed + epoch)
+            for epoch in range(probing.epochs)
+        ),
+        fit=lambda: islice(
+            _batches(data.train, settings, device, size, shuffle_seed=settings.seed), max(1, wanted // size)
+        ),
+        heldout=lambda: _batches(data.heldout, settings, device),
+        epochs_count=probing.epochs * len(data.train),
+        fit_count=wanted,
+        heldout_count=len(data.heldout),
+    )
+
+
+def _batches(
+    split: Split, settings: BuildSettings, device: Device, size: int | None = None, **options: Any
+) -> Iterator[Batch]:
+    where = device.torch_device
+    return batches(split, size or settings.batch, device=where, workers=settings.workers, **options)
 
 
 class _Stages:
@@ -181,36 +231,46 @@ class _Stages:
         self.seconds[name] = time.perf_counter() - started
 
     def _batches(self, split: Split, size: int | None = None, **options: Any) -> Iterator[Batch]:
-        return batches(
-            split,
-            size or self.settings.batch,
-            device=self.device.torch_device,
-            workers=self.settings.workers,
-            **options,
+        return _batches(split, self.settings, self.device, size, **options)
+
+    def measure(self, chains: dict[str, Chain], data: Data, macs: Callable[[Route], float]) -> Measurements:
+        """What the selector asks for, besides latency."""
+        settings = self.settings.selection
+        return measure(
+            chains,
+            find_selector(settings.selector).asks_for(settings) - {"latency_ms"},
+            images_of(data, self.settings, self.device),
+            macs,
+            settings,
+            probing=self.settings.probes,
+            stage=self._stage,
+            warn=self.listener.say,
         )
 
-    def compare(self, chains: dict[str, Chain], data: Data) -> Similarities:
-        """Probes on the training images, then Θ on the held-out ones."""
-        probing = self.settings.probes
-        with self._stage("probes", probing.epochs * len(data.train), "images") as advance:
-            epochs = (
-                self._batches(data.train, probing.batch, shuffle_seed=self.settings.seed + epoch)
-                for epoch in range(probing.epochs)
-            )
-            probes = train_probes(chains, epochs, probing, on_batch=lambda n: advance(n, ""))
-        with self._stage("similarity", len(data.heldout), "images") as advance:
-            return measure_similarities(
-                chains, probes, self._batches(data.heldout), on_batch=lambda n: advance(n, "")
-            )
+    def time_anchors(self, family: Family, registry: Registry) -> dict[str, float]:
+        """Median ms of every whole anchor on the device, at the first of the batch sizes."""
+        names = list(family.chains)
+        routes = {name: Route.anchor(name, family.chains[name].depth) for name in names}
+        supernet = Supernet(family.chains, routes.values()).cpu().eval()
+        found = {}
+        with (
+            tempfile.TemporaryDirectory(prefix="klas-zoo-") as folder,
+            registry.writing(lambda: self.listener.say(f"Another build is timing engines for {registry.root}.")),
+            self._stage("time anchors", len(names), "engines") as advance,
+        ):
+            maker = EngineMaker(supernet, family, self.device, self.settings.threads)
+            for name, route in routes.items():
+                file = Path(folder) / f"{name}.onnx"
+                maker.exporter.export(route, file, metadata={})
+                found[name] = maker.time(file, self.settings.latency_batches[:1])[0].p50_ms
+                advance(1, name)
+        supernet.to(self.device.torch_device)
+        return found
 
     def initialise(self, supernet: Supernet, data: Data) -> dict[Seam, float]:
-        wanted = min(self.settings.tuning.init_images, len(data.train))
-        size = min(self.settings.batch, wanted)
-        shuffled = self._batches(data.train, size, shuffle_seed=self.settings.seed)
-        with self._stage("initialise", wanted, "images") as advance:
-            return initialise_stitches(
-                supernet, islice(shuffled, max(1, wanted // size)), on_batch=lambda n: advance(n, "")
-            )
+        images = images_of(data, self.settings, self.device)
+        with self._stage("initialise", images.fit_count, "images") as advance:
+            return initialise_stitches(supernet, images.fit(), on_batch=lambda n: advance(n, ""))
 
     def evaluate(self, name: str, supernet: Supernet, data: Data) -> dict[Route, float]:
         with self._stage(name, len(data.test), "images") as advance:

@@ -20,6 +20,7 @@ from klas_zoo.errors import KlasZooError, UsageError
 
 if TYPE_CHECKING:
     from klas_zoo.build import BuildSettings
+    from klas_zoo.candidates import SelectionSettings
     from klas_zoo.families import FamilySpec
 
 # what a full, read-only or forbidden disk answers, wherever in a build it happens
@@ -57,6 +58,10 @@ def _registry_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+_SELECTORS_HELP = (
+    "What chooses the stitches: klas, klas-latency, kl-only, ce, cka, mse, direct, snnet, random, all, klas-mse, "
+    "klas-calibrated or output-kl (docs/selection.md)."
+)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -78,13 +83,16 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.
 @click.option("--hard/--soft", default=None, help="Distil the teacher's class, or its distribution.")
 @click.option("--clip", type=click.FloatRange(min=0), help="Largest norm of the gradient; 0 does not clip.")
 @click.option("--augmentation", type=click.Choice(["light", "strong"]), help="Crop and flip, or RandAugment and erasing too.")
+@click.option("--tune-precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of products while tuning; weights stay fp32.")
 @click.option("--init-images", type=click.IntRange(min=1), help="Images the stitching layers are fitted to.")
 @click.option("--probe-epochs", type=click.IntRange(min=1), default=4, show_default=True, help="Epochs of the probes.")
 @click.option("--probe-batch", type=click.IntRange(min=2), default=64, show_default=True, help="Images per step of the probes.")
 @click.option("--probe-lr", type=click.FloatRange(min=0, min_open=True), default=0.01, show_default=True, help="Learning rate of the probes.")
 @click.option("--buckets", type=click.IntRange(min=1), default=20, show_default=True, help="Cost buckets between two anchors.")
 @click.option("--tolerance", type=click.FloatRange(min=0), default=0.05, show_default=True, help="τ: keep what is within this share of a bucket's best Γ.")
-@click.option("--pair", "pairs", multiple=True, metavar="SOURCE:TARGET", help="Stitch these anchors instead of those Θ chooses; repeatable.")
+@click.option("--selector", default="klas", show_default=True, help=_SELECTORS_HELP)
+@click.option("--most", type=click.IntRange(min=1), help="Keep the best so many stitches of each bucket, whatever τ says.")
+@click.option("--pair", "pairs", multiple=True, metavar="SOURCE:TARGET", help="Stitch these anchors instead of those the selector would; repeatable.")
 @click.option("--batch", type=click.IntRange(min=1), default=100, show_default=True, help="Images per forward pass outside tuning.")
 @click.option("--latency-batch", "latency_batches", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True, help="Batch size to time engines at; repeatable.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of onnxruntime. Default: one for each physical core.")
@@ -148,7 +156,6 @@ def _settings(spec: FamilySpec, options: dict[str, Any]) -> BuildSettings:
 
     from klas_zoo.build import BuildSettings
     from klas_zoo.probes import ProbeSettings
-    from klas_zoo.selection import SelectionSettings
     from klas_zoo.tuning import PRESETS
 
     if options["random_weights"] and options["weights"] is not None:
@@ -161,6 +168,7 @@ def _settings(spec: FamilySpec, options: dict[str, Any]) -> BuildSettings:
         "batch": options["tune_batch"],
         "anchor_rate": options["anchor_lr"],
         "stitch_rate": options["stitch_lr"],
+        "precision": options["tune_precision"],
         **{name: options[name] for name in ("weight_decay", "warmup", "distillation", "hard", "clip")},
         **{name: options[name] for name in ("augmentation", "init_images", "seed")},
     }
@@ -175,14 +183,26 @@ def _settings(spec: FamilySpec, options: dict[str, Any]) -> BuildSettings:
         probes=ProbeSettings(
             epochs=options["probe_epochs"], batch=options["probe_batch"], learning_rate=options["probe_lr"]
         ),
-        selection=SelectionSettings(
-            buckets=options["buckets"], tolerance=options["tolerance"], pairs=_pairs(spec, options["pairs"])
-        ),
+        selection=_selection(spec, options),
         tuning=tuning,
         batch=options["batch"],
         latency_batches=tuple(dict.fromkeys(options["latency_batches"])),
         threads=options["threads"],
         workers=options["workers"],
+        seed=options["seed"],
+    )
+
+
+def _selection(spec: FamilySpec, options: dict[str, Any]) -> SelectionSettings:
+    from klas_zoo.candidates import SelectionSettings
+    from klas_zoo.selectors import find_selector
+
+    return SelectionSettings(
+        buckets=options["buckets"],
+        tolerance=options["tolerance"],
+        pairs=_pairs(spec, options["pairs"]),
+        selector=find_selector(options["selector"]).name,
+        most=options["most"],
         seed=options["seed"],
     )
 

@@ -1,9 +1,12 @@
-"""The anchors of `deit-micro`: three DeiT-like networks for 32×32 colour images.
+"""The anchors of `deit-micro` and `resnet-micro`: small networks for 32×32 colour images.
 
-They are ordinary timm Vision Transformers with two changes that let a transformer of this
+Those of `deit-micro` are ordinary timm Vision Transformers with two changes that let a transformer of this
 size learn CIFAR-10 in tens of epochs: a convolutional stem instead of the patch embedding
 (Xiao et al. 2021, "Early Convolutions Help Transformers See Better", arXiv:2106.14881) and
 a depthwise convolution inside each MLP (Li et al. 2021, "LocalViT", arXiv:2104.05707).
+Those of `resnet-micro` are timm ResNets of twelve basic blocks with a stem that halves the
+resolution once instead of four times.
+
 Importing this module registers them with timm, so that a family file names them as it
 names any other timm model.
 """
@@ -14,6 +17,7 @@ from typing import Any
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -69,7 +73,7 @@ class LocalMlp(nn.Module):
         return self.fc2(self.act(hidden + self.local(grid).flatten(2).transpose(1, 2)))
 
 
-def _settings() -> dict[str, object]:
+def _settings(first_conv: str, classifier: str) -> dict[str, object]:
     return {
         "num_classes": 10,
         "input_size": (3, 32, 32),
@@ -77,8 +81,8 @@ def _settings() -> dict[str, object]:
         "std": (0.2470, 0.2435, 0.2616),
         "crop_pct": 1.0,
         "interpolation": "bicubic",
-        "first_conv": "patch_embed.layers.0",
-        "classifier": "head",
+        "first_conv": first_conv,
+        "classifier": classifier,
         "license": "apache-2.0",
     }
 
@@ -86,14 +90,14 @@ def _settings() -> dict[str, object]:
 # timm looks this name up in the module of every registered model
 default_cfgs = generate_default_cfgs(
     {
-        "deit_micro_tiny.cifar10": _settings(),
-        "deit_micro_small.cifar10": _settings(),
-        "deit_micro_base.cifar10": _settings(),
+        f"{kind}_micro_{size}.cifar10": _settings(*ends)
+        for kind, ends in {"deit": ("patch_embed.layers.0", "head"), "resnet": ("conv1.0", "fc")}.items()
+        for size in ("tiny", "small", "base")
     }
 )
 
 
-def _build(
+def _build_deit(
     variant: str, channels: tuple[int, ...], width: int, pretrained: bool, **overrides: Any
 ) -> VisionTransformer:
     def embed_layer(embed_dim: int, **_: object) -> ConvStem:
@@ -116,16 +120,47 @@ def _build(
 @register_model
 def deit_micro_tiny(pretrained: bool = False, **kwargs: object) -> VisionTransformer:
     """Width 40, the cheapest anchor."""
-    return _build("deit_micro_tiny", (12, 24, 36), 40, pretrained, **kwargs)
+    return _build_deit("deit_micro_tiny", (12, 24, 36), 40, pretrained, **kwargs)
 
 
 @register_model
 def deit_micro_small(pretrained: bool = False, **kwargs: object) -> VisionTransformer:
     """Width 80."""
-    return _build("deit_micro_small", (20, 40, 64), 80, pretrained, **kwargs)
+    return _build_deit("deit_micro_small", (20, 40, 64), 80, pretrained, **kwargs)
 
 
 @register_model
 def deit_micro_base(pretrained: bool = False, **kwargs: object) -> VisionTransformer:
     """Width 160, the dearest anchor."""
-    return _build("deit_micro_base", (32, 64, 112), 160, pretrained, **kwargs)
+    return _build_deit("deit_micro_base", (32, 64, 112), 160, pretrained, **kwargs)
+
+
+def _build_resnet(variant: str, width: int, pretrained: bool, **overrides: Any) -> ResNet:
+    settings: dict[str, Any] = {
+        "block": BasicBlock,
+        "layers": (3, 3, 3, 3),
+        "channels": (width, 2 * width, 4 * width, 4 * width),
+        "stem_type": "deep",
+        "stem_width": width // 2,
+    }
+    model = build_model_with_cfg(ResNet, variant, pretrained, **{**settings, **overrides})
+    model.maxpool = nn.Identity()
+    return model
+
+
+@register_model
+def resnet_micro_tiny(pretrained: bool = False, **kwargs: object) -> ResNet:
+    """10 to 40 channels, the cheapest anchor."""
+    return _build_resnet("resnet_micro_tiny", 10, pretrained, **kwargs)
+
+
+@register_model
+def resnet_micro_small(pretrained: bool = False, **kwargs: object) -> ResNet:
+    """20 to 80 channels."""
+    return _build_resnet("resnet_micro_small", 20, pretrained, **kwargs)
+
+
+@register_model
+def resnet_micro_base(pretrained: bool = False, **kwargs: object) -> ResNet:
+    """40 to 160 channels, the dearest anchor."""
+    return _build_resnet("resnet_micro_base", 40, pretrained, **kwargs)

@@ -140,7 +140,7 @@ def train_probes(
     return {name: probe.eval() for name, probe in probes.items()}
 
 
-def log_probabilities(chain: Chain, probes: Probes, images: Tensor) -> Tensor:
+def log_probabilities(chain: Chain, probes: nn.Module, images: Tensor) -> Tensor:
     """log P after every block, and of the anchor itself at the end: (n + 1, B, classes)."""
     pooled, logits = walk_pooled(chain, images)
     return F.log_softmax(torch.cat([probes(pooled), logits[None]]).float(), -1)

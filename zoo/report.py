@@ -13,9 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from klas_zoo.build import BuildResult
+from klas_zoo.candidates import Candidate
 from klas_zoo.engines import RouteResult
 from klas_zoo.files import replacing
 from klas_zoo.frontier import above_the_line, area
+from klas_zoo.selectors import find_selector
 from klas_zoo.units import format_latency, format_macs, format_size
 
 SCHEMA_VERSION = 1
@@ -65,15 +67,21 @@ def frontier_table(result: BuildResult) -> Table:
 
 def selection_table(result: BuildResult) -> Table:
     """The chosen stitches with every number that led to the choice."""
-    table = Table(title="Stitches chosen by KLAS", caption="Γ = mismatch / capacity, both in nats; lower is better")
+    selector = find_selector(result.selection.settings.selector)
+    chosen = sorted(result.selection.chosen, key=lambda c: (c.source, c.target, c.bucket, c.score or 0.0))
+    terms = list(chosen[0].terms)
+    by_macs = result.selection.unit == "multiply-adds"
+    caption = f"score: {selector.formula}; lower is better" if selector.formula else selector.description
+    table = Table(title=f"Stitches chosen by {selector.name}", caption=caption)
     table.add_column("stitch")
-    for heading in ("bucket", "MACs", "mismatch", "capacity", "Γ", "because", "unexplained"):
+    scored = ("score",) if selector.formula else ()
+    for heading in ("bucket", "MACs" if by_macs else "predicted ms", *terms, *scored, "because", "unexplained"):
         table.add_column(heading, justify="right")
-    for one in sorted(result.selection.chosen, key=lambda c: (c.source, c.target, c.bucket, c.score)):
-        table.add_row(
-            str(one.route), str(one.bucket), format_macs(one.cost), f"{one.mismatch:.4f}", f"{one.capacity:.4f}",
-            f"{one.score:.3f}", one.reason, f"{result.unexplained[one.route.seams[0]]:.1%}",
-        )  # fmt: skip
+    for one in chosen:
+        price = format_macs(one.cost) if by_macs else f"{one.cost:.3g}"
+        numbers = [f"{one.terms[term]:.4f}" for term in terms] + ([f"{one.score:.3f}"] if scored else [])
+        left = f"{result.unexplained[one.seam]:.1%}"
+        table.add_row(str(one.route), str(one.bucket), price, *numbers, one.reason, left)
     return table
 
 
@@ -132,19 +140,7 @@ def to_json(result: BuildResult) -> dict[str, Any]:
         "data_fingerprint": result.data.fingerprint,
         "areas": areas(result),
         "routes": [_route_json(one) for one in result.results],
-        "selection": {
-            "pairs": result.selection.pairs,
-            "output_distance_nats": {
-                f"{f}:{g}": result.similarities.of_outputs(f, g) for f, g in result.similarities.between if f != g
-            },
-            "heldout_images": result.similarities.images,
-            "probe_top1": {name: list(found) for name, found in result.similarities.probe_accuracy.items()},
-            "candidates": [
-                {**asdict(c), "route": str(c.route), "segments": c.route.to_json()}
-                for c in result.selection.candidates
-            ],
-            "unexplained_variance": {str(seam): share for seam, share in result.unexplained.items()},
-        },
+        "selection": _selection_json(result),
         "buckets_above_line": {
             f"{f}:{g}": dict(zip(("above", "occupied"), buckets_above_line(result, f, g), strict=True))
             for f, g in result.selection.pairs
@@ -152,6 +148,33 @@ def to_json(result: BuildResult) -> dict[str, Any]:
         "seconds": result.seconds,
         "peak_memory_bytes": result.peak_memory_bytes,
     }
+
+
+def _selection_json(result: BuildResult) -> dict[str, Any]:
+    selection, measured = result.selection, result.measurements
+    selector, probes = find_selector(selection.settings.selector), measured.probes
+    return {
+        "selector": selector.name,
+        "score": selector.formula,
+        "cost_unit": selection.unit,
+        "pairs": selection.pairs,
+        "output_distance_nats": (
+            {f"{f}:{g}": theta for (f, g), theta in measured.output_distances().items()}
+            if measured.has("outputs")
+            else {}
+        ),
+        "heldout_images": len(result.data.heldout),
+        "probe_top1": {name: list(found) for name, found in probes.probe_accuracy.items()} if probes else {},
+        "candidates": [_candidate_json(one) for one in selection.candidates],
+        "empty_buckets": {f"{f}:{g}": list(numbers) for (f, g), numbers in selection.empty_buckets.items()},
+        "measurements": measured.to_json(),
+        "unexplained_variance": {str(seam): share for seam, share in result.unexplained.items()},
+    }
+
+
+def _candidate_json(one: Candidate) -> dict[str, Any]:
+    fields = {k: v for k, v in asdict(one).items() if k != "terms"}
+    return {**fields, **one.terms, "route": str(one.route), "segments": one.route.to_json()}
 
 
 def _route_json(one: RouteResult) -> dict[str, Any]:

@@ -1,21 +1,29 @@
-"""Trains the three anchors of `deit-micro` on CIFAR-10, from scratch, on one CPU or GPU.
+"""Trains the three anchors of `deit-micro` or `resnet-micro` on CIFAR-10, from scratch, on a CPU.
 
-    python benchmarks/train_deit_micro.py --data data/cifar10 --out zoo/builtin/deit-micro
+    python benchmarks/train_anchors.py --data data/cifar10 --family deit-micro --out data/deit-micro
+    python benchmarks/train_anchors.py --data data/cifar10 --family resnet-micro --out data/resnet-micro \\
+        --distillation 0 --hints 0
 
-All three learn in one loop from the same augmented batches: the base network from the
-labels, the other two from the labels and from the base network's current answers
-(Zhang et al. 2018, "Deep Mutual Learning", arXiv:1706.00384, in one direction). Matrices
-of the blocks are updated by Muon, everything else by AdamW, both on a one-cycle
-schedule; bf16 autocast. A checkpoint after every epoch lets an interrupted run go on.
+All three learn in one loop from the same augmented batches: the base network from the labels, the other
+two also from the base network's current answers (Zhang et al. 2018, "Deep Mutual Learning",
+arXiv:1706.00384, in one direction) and, after the stem and every block, from the features of the next
+dearer anchor, to which a linear map of their own features is drawn (Romero et al. 2015, "FitNets",
+arXiv:1412.6550). The maps are thrown away; what they leave is a family whose blocks can be stitched.
+With `--distillation 0 --hints 0` the three know nothing of each other.
 
-Written: one fp16 safetensors file per anchor, and `training.json` with accuracies on the
-10,000 test images, settings, seed, versions, hardware and date.
+Matrices of the blocks are updated by Muon, everything else by AdamW, both on a one-cycle schedule; bf16
+autocast. The training images that ship as the sample are left out, so that a build sees them as new. A
+checkpoint after every epoch lets an interrupted run go on.
+
+Written: one fp16 safetensors file per anchor, and `training.json` with accuracies on the 10,000 test
+images, settings, seed, versions, hardware and date.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import math
 import os
@@ -27,12 +35,17 @@ from typing import ClassVar
 import timm
 import torch
 import torch.nn.functional as F
+from make_sample import choose
 from safetensors.torch import save_file
 from timm.layers import set_fused_attn
 from torchvision.datasets import CIFAR10
 
+import klas_zoo.micro  # noqa: F401  registers the anchors with timm
+from klas_zoo.architectures import to_chain
+
 SHIFT = 3  # pixels
-ANCHORS = ("deit_micro_tiny", "deit_micro_small", "deit_micro_base")
+SAMPLE = 4_000  # training images that make_sample.py takes, with its default seed
+SIZES = ("tiny", "small", "base")
 MEAN = torch.tensor((0.4914, 0.4822, 0.4465)).view(1, 3, 1, 1)
 STD = torch.tensor((0.2470, 0.2435, 0.2616)).view(1, 3, 1, 1)
 
@@ -49,6 +62,13 @@ def load(root: Path, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (N, 3, 32, 32) uint8 and labels (N,)."""
     split = CIFAR10WithoutSums(root, train=train)
     return torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets)
+
+
+def without_sample(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leaves out the training images that ship as the sample, so that a build sees them as new."""
+    keep = torch.ones(len(labels), dtype=torch.bool)
+    keep[choose(labels.tolist(), SAMPLE, seed=0)] = False
+    return images[keep], labels[keep]
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
@@ -88,13 +108,26 @@ def split_parameters(model: torch.nn.Module) -> tuple[list, list, list]:
     return matrices, weights, rest
 
 
-def make_optimisers(models, arguments) -> list[torch.optim.Optimizer]:
+def make_hints(chains) -> torch.nn.ModuleList:
+    """For every anchor but the dearest one linear map per position to the next dearer one's width."""
+    return torch.nn.ModuleList(
+        torch.nn.ModuleList(torch.nn.Linear(low.width(k), high.width(k)) for k in range(low.depth + 1))
+        for low, high in itertools.pairwise(chains)
+    )
+
+
+def make_optimisers(models, hints, arguments) -> list[torch.optim.Optimizer]:
     kinds = zip(*map(split_parameters, models), strict=True)
     matrices, weights, rest = ([p for part in parts for p in part] for parts in kinds)
     adam = torch.optim.AdamW(
-        [{"params": weights, "weight_decay": arguments.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        [
+            {"params": [*weights, *hints.parameters()], "weight_decay": arguments.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ],
         lr=arguments.lr, betas=(0.9, 0.99),
     )
+    if not matrices:
+        return [adam]
     muon = torch.optim.Muon(
         matrices, lr=arguments.lr, weight_decay=arguments.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
@@ -112,44 +145,59 @@ def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor)
     return 100 * hits / len(labels)
 
 
-def losses(models, images, labels, arguments) -> torch.Tensor:
-    """Cross-entropy for all; for the cheaper ones also KL from the dearest one's answer."""
+def losses(chains, hints, images, labels, arguments) -> torch.Tensor:
+    """Cross-entropy for all; for the cheaper ones also KL from the dearest one's answer, and hints."""
     with torch.autocast("cpu", torch.bfloat16):
-        logits = [model(images).float() for model in models]
+        walks = [list(chain.walk(images)) for chain in chains]
+        logits = [chain.head(walk[-1]).float() for chain, walk in zip(chains, walks, strict=True)]
     target = F.log_softmax(logits[-1].detach(), 1)
     total = logits[-1].new_zeros(())
     for answer in logits:
         total = total + F.cross_entropy(answer, labels, label_smoothing=arguments.smoothing)
     for answer in logits[:-1]:
-        total = total + F.kl_div(F.log_softmax(answer, 1), target, log_target=True, reduction="batchmean")
+        divergence = F.kl_div(F.log_softmax(answer, 1), target, log_target=True, reduction="batchmean")
+        total = total + arguments.distillation * divergence
+    if arguments.hints:
+        for maps, (low, high) in zip(hints, itertools.pairwise(walks), strict=True):
+            left = [unexplained(m(x.float()), y.detach().float()) for m, x, y in zip(maps, low, high, strict=True)]
+            total = total + arguments.hints * torch.stack(left).mean()
     return total
+
+
+def unexplained(guess: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Share of the variance of features (B, N, D) that a guess of them leaves, about 0..1."""
+    centred = features - features.mean((0, 1))
+    return (guess - features).square().mean() / centred.square().mean()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--anchors", nargs="+", default=list(ANCHORS), help="cheapest first")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--family", choices=["deit-micro", "resnet-micro"], default="deit-micro")
+    parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--batch", type=int, default=200)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--smoothing", type=float, default=0.1)
+    parser.add_argument("--distillation", type=float, default=1.0, help="weight of the base network's answers")
+    parser.add_argument("--hints", type=float, default=2.0, help="weight of the features' part of the loss")
     parser.add_argument("--cutout", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="use only so many training images")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    import klas_zoo.micro  # noqa: F401  registers the anchors with timm
-
     set_fused_attn(False)  # the fused kernel's backward pass is slow on CPUs for 16 tokens
     torch.manual_seed(arguments.seed)
-    images, labels = load(arguments.data, train=True)
+    images, labels = without_sample(*load(arguments.data, train=True))
     images, labels = images[: arguments.limit], labels[: arguments.limit]
     test_images, test_labels = load(arguments.data, train=False)
-    models = [timm.create_model(name).to(memory_format=torch.channels_last) for name in arguments.anchors]
-    optimisers = make_optimisers(models, arguments)
+    names = [f"{arguments.family.replace('-', '_')}_{size}" for size in SIZES]
+    models = [timm.create_model(name).to(memory_format=torch.channels_last) for name in names]
+    chains = [to_chain(model, (3, 32, 32)) for model in models]
+    hints = make_hints(chains)
+    optimisers = make_optimisers(models, hints, arguments)
     steps_per_epoch = len(images) // arguments.batch
     total = steps_per_epoch * arguments.epochs
     warm = max(1, total // 20)
@@ -165,7 +213,7 @@ def main() -> None:
     checkpoint = arguments.out / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        for thing, saved in zip((*models, *optimisers, *schedulers), state["parts"], strict=True):
+        for thing, saved in zip((*models, hints, *optimisers, *schedulers), state["parts"], strict=True):
             thing.load_state_dict(saved)
         generator.set_state(state["generator"])
         history = state["history"]
@@ -176,7 +224,8 @@ def main() -> None:
             model.train()
         order = torch.randperm(len(images), generator=generator)
         for chosen in order[: steps_per_epoch * arguments.batch].split(arguments.batch):
-            loss = losses(models, augment(images[chosen], generator, arguments.cutout), labels[chosen], arguments)
+            augmented = augment(images[chosen], generator, arguments.cutout)
+            loss = losses(chains, hints, augmented, labels[chosen], arguments)
             loss.backward()
             for optimiser, scheduler in zip(optimisers, schedulers, strict=True):
                 optimiser.step()
@@ -192,7 +241,7 @@ def main() -> None:
         history.append(row)
         print(json.dumps(row), flush=True)
         state = {
-            "parts": [t.state_dict() for t in (*models, *optimisers, *schedulers)],
+            "parts": [t.state_dict() for t in (*models, hints, *optimisers, *schedulers)],
             "generator": generator.get_state(),
             "history": history,
         }
@@ -200,7 +249,7 @@ def main() -> None:
         os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
 
     report = {}
-    for name, model in zip(arguments.anchors, models, strict=True):
+    for name, model in zip(names, models, strict=True):
         half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
         half = {k: v.contiguous() for k, v in half.items()}
         save_file(half, arguments.out / f"{name}.safetensors")

@@ -1,0 +1,327 @@
+"""Does KLAS beat its rivals? Every selector, tuned alike, on full CIFAR-10 and real trained families.
+
+    python benchmarks/compare_selectors.py --data data/cifar10                   # everything: hours on 2 cores
+    python benchmarks/compare_selectors.py --data data/cifar10 --families deit-micro --seeds 0 --steps 100
+
+For each family and seed all measurements are taken once; then each selector's stitches are fitted, tuned
+for the same number of steps on the same batches, and scored on the same test images. Besides selectors
+there are controls: `all` (every candidate in one supernet), `self` (a network stitched with itself, blocks
+left out) and cascades of two anchors at the same mean cost.
+
+Written: results/selectors/<family>/*.csv, a line of `#` before the header says on what machine. Seeds and
+selectors that stand there already are not run again, so an interrupted benchmark goes on where it
+stopped. At the end selector_report.py turns the tables into figures and one page of numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import datetime
+import json
+import random
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import selector_report
+import torch
+from torch import Tensor
+
+from klas_zoo.anchors import Family, load_family
+from klas_zoo.build import route_costs, versions
+from klas_zoo.candidates import Candidate, SelectionSettings
+from klas_zoo.data import Batch, Data, Split, batches, load_data
+from klas_zoo.evaluation import evaluate
+from klas_zoo.families import find_family
+from klas_zoo.initialisation import initialise_stitches
+from klas_zoo.measurements import Measurements
+from klas_zoo.measuring import Images, measure
+from klas_zoo.probes import ProbeSettings
+from klas_zoo.profiles.devices import resolve_device
+from klas_zoo.routes import Route, Seam
+from klas_zoo.selection import select
+from klas_zoo.selectors import find_selector
+from klas_zoo.supernet import Supernet
+from klas_zoo.tuning import PRESETS, tune
+
+SELECTORS = (
+    "snnet", "klas", "kl-only", "cka", "mse", "ce", "direct", "random",
+    "klas-mse", "klas-calibrated", "output-kl",
+)  # fmt: skip
+CONTROLS = ("all", "self")
+HERE = Path(__file__).parent / "results" / "selectors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One family with one seed: what all of its runs share."""
+
+    family: Family
+    data: Data
+    arguments: argparse.Namespace
+    seed: int
+
+    @property
+    def anchors(self) -> list[Route]:
+        return [Route.anchor(name, chain.depth) for name, chain in self.family.chains.items()]
+
+    def settings(self, selector: str) -> SelectionSettings:
+        return SelectionSettings(selector=selector, seed=self.seed)
+
+    def fit_batches(self) -> Iterable[Batch]:
+        return islice(batches(self.data.train, 100, shuffle_seed=self.seed), self.arguments.fit_images // 100)
+
+    def images(self) -> Images:
+        probing = self.probing
+        return Images(
+            epochs=lambda: (
+                batches(self.data.train, probing.batch, shuffle_seed=self.seed + epoch)
+                for epoch in range(probing.epochs)
+            ),
+            fit=self.fit_batches,
+            heldout=lambda: batches(self.data.heldout, 100),
+            epochs_count=probing.epochs * len(self.data.train),
+            fit_count=self.arguments.fit_images,
+            heldout_count=len(self.data.heldout),
+        )
+
+    @property
+    def probing(self) -> ProbeSettings:
+        return ProbeSettings(epochs=self.arguments.probe_epochs)
+
+
+def open_job(name: str, seed: int, arguments: argparse.Namespace) -> Job:
+    """The family and its images; splits are cut down to what the arguments allow, at random."""
+    family = load_family(find_family(name))
+    data = load_data(
+        arguments.data, sample=None, num_classes=family.num_classes, data_config=family.data_config, seed=seed
+    )
+    few = replace(
+        data,
+        train=_some(data.train, arguments.probe_images, seed),
+        heldout=_some(data.heldout, arguments.heldout_images, seed),
+        test=_some(data.test, arguments.test_images, 0),  # the same for all seeds
+    )
+    return Job(family=family, data=few, arguments=arguments, seed=seed)
+
+
+def _some(split: Split, count: int, seed: int) -> Split:
+    chosen = np.random.default_rng(seed).permutation(len(split))[:count]
+    return Split(split.source, [split.indices[k] for k in sorted(chosen)], split.transform)
+
+
+def take_measurements(job: Job, file: Path) -> Measurements:
+    """Everything any selector asks for, from a file if they were taken before."""
+    if file.exists():
+        return Measurements.from_json(json.loads(file.read_text()))
+    needs = frozenset().union(*(find_selector(name).asks_for(job.settings(name)) for name in SELECTORS))
+    found = measure(
+        job.family.chains, needs - {"latency_ms"}, job.images(), macs_of(job), job.settings("klas"),
+        probing=job.probing,
+    )  # fmt: skip
+    file.write_text(json.dumps(found.to_json(), sort_keys=True) + "\n")
+    return found
+
+
+def macs_of(job: Job) -> Any:
+    cost_of = route_costs(job.family)
+    return lambda route: float(cost_of(route).macs)
+
+
+def stitches_of(job: Job, selector: str, measured: Measurements) -> list[Candidate]:
+    """The stitches of one selector; all stitch the anchor pairs that klas chooses, so that they compare."""
+    macs = macs_of(job)
+    pairs = select(job.family.chains, measured, macs, job.settings("klas")).pairs
+    if selector == "self":
+        return self_stitches(job)
+    settings = replace(job.settings(selector), pairs=pairs)
+    return list(select(job.family.chains, measured, macs, settings).chosen)
+
+
+def self_stitches(job: Job) -> list[Candidate]:
+    """The dearest anchor with blocks left out: (i, j) of it with itself, i ≤ j, for every seam there is."""
+    name = list(job.family.chains)[-1]
+    chain = job.family.chains[name]
+    seams = [
+        Seam(name, i, name, j)
+        for i in range(1, chain.depth)
+        for j in range(i, chain.depth)
+        if chain.shapes[i] == chain.shapes[j]
+    ]
+    macs = macs_of(job)
+    return [
+        Candidate(
+            route=(route := Route.stitch(name, s.i, name, s.j, chain.depth)), source=name, i=s.i, target=name,
+            j=s.j, cost=macs(route), bucket=0,
+        )
+        for s in seams
+    ]  # fmt: skip
+
+
+def new_supernet(job: Job, stitches: Sequence[Candidate]) -> Supernet:
+    """A fresh copy of the anchors with these stitches, fitted in closed form."""
+    torch.manual_seed(job.seed)
+    supernet = Supernet(copy.deepcopy(job.family.chains), [*job.anchors, *(c.route for c in stitches)])
+    initialise_stitches(supernet, job.fit_batches())
+    return supernet
+
+
+def tuned(job: Job, stitches: Sequence[Candidate]) -> Supernet:
+    supernet = new_supernet(job, stitches)
+    random.seed(job.seed)
+    settings = replace(PRESETS["quick"], steps=job.arguments.steps, seed=job.seed)
+    endless = batches(job.data.augmented, settings.batch, shuffle_seed=job.seed, forever=True)
+    tune(supernet, endless, job.arguments.steps, settings)
+    return supernet
+
+
+def test_batches(job: Job) -> Iterator[Batch]:
+    return batches(job.data.test, 250)
+
+
+def rows_of(job: Job, stitches: Sequence[Candidate], top1: dict[Route, float]) -> Iterator[dict[str, Any]]:
+    macs = macs_of(job)
+    for route in job.anchors:
+        yield {"route": str(route), "source": str(route), "macs": int(macs(route)), "top1": top1[route]}
+    for one in stitches:
+        yield {
+            "route": str(one.route), "source": one.source, "i": one.i, "target": one.target, "j": one.j,
+            "macs": int(macs(one.route)), "bucket": one.bucket, "reason": one.reason, "top1": top1[one.route],
+        }  # fmt: skip
+
+
+RUN_FIELDS = ("seed", "selector", "route", "source", "i", "target", "j", "macs", "bucket", "reason", "top1", "seconds")
+
+
+def run_selector(job: Job, selector: str, measured: Measurements, file: Path) -> None:
+    """Fits, tunes and scores one selector's stitches; its rows are appended in one piece."""
+    started = time.perf_counter()
+    stitches = stitches_of(job, selector, measured)
+    supernet = tuned(job, stitches)
+    top1 = evaluate(supernet, supernet.routes, test_batches(job))
+    seconds = round(time.perf_counter() - started)
+    rows = [
+        {"seed": job.seed, "selector": selector, "seconds": seconds, **row} for row in rows_of(job, stitches, top1)
+    ]
+    append(file, RUN_FIELDS, rows, job)
+    print(f"{job.family.name} seed {job.seed} {selector}: {len(stitches)} stitches, {seconds} s", flush=True)
+
+
+def score_candidates(job: Job, measured: Measurements, file: Path) -> None:
+    """Every candidate with every score and its accuracy right after the closed form, on the test images."""
+    everything = stitches_of(job, "all", measured)
+    supernet = new_supernet(job, everything)
+    top1 = evaluate(supernet, supernet.routes, test_batches(job))
+    rows = [{"seed": job.seed, **row} for row in rows_of(job, everything, top1)]
+    scores = {name: scores_of(job, name, measured) for name in SELECTORS if find_selector(name).formula}
+    for row in rows:
+        row |= {f"score {name}": found.get(row["route"], "") for name, found in scores.items()}
+    fields = ("seed", *RUN_FIELDS[2:-1], *(f"score {name}" for name in scores))
+    append(file, fields, rows, job)
+
+
+def scores_of(job: Job, selector: str, measured: Measurements) -> dict[str, float]:
+    macs = macs_of(job)
+    pairs = select(job.family.chains, measured, macs, job.settings("klas")).pairs
+    settings = replace(job.settings(selector), pairs=pairs)
+    found = select(job.family.chains, measured, macs, settings).candidates
+    return {str(c.route): c.score for c in found if c.score is not None}
+
+
+def run_cascades(job: Job, file: Path) -> None:
+    """Two anchors in turn: the dear one answers where the cheap one's highest probability is below a threshold.
+
+    The anchors are as they were shipped; the cost is the mean over the test images.
+    """
+    chains, macs = job.family.chains, {str(route): macs_of(job)(route) for route in job.anchors}
+    answers: dict[str, list[Tensor]] = {name: [] for name in chains}
+    labels: list[Tensor] = []
+    with torch.inference_mode():
+        for images, truth in test_batches(job):
+            labels.append(truth)
+            for name, chain in chains.items():
+                answers[name].append(chain(images).softmax(1))
+    truth, probabilities = torch.cat(labels), {name: torch.cat(parts) for name, parts in answers.items()}
+    rows = []
+    names = list(chains)
+    for cheap, dear in [(a, b) for k, a in enumerate(names) for b in names[k + 1 :]]:
+        sure = probabilities[cheap].amax(1)
+        for threshold in torch.quantile(sure, torch.linspace(0, 1, 41)).tolist():
+            passed = sure < threshold
+            answer = torch.where(passed, probabilities[dear].argmax(1), probabilities[cheap].argmax(1))
+            rows.append(
+                {
+                    "seed": job.seed, "cheap": cheap, "dear": dear, "threshold": threshold,
+                    "macs": int(macs[cheap] + passed.float().mean().item() * macs[dear]),
+                    "top1": 100 * (answer == truth).float().mean().item(),
+                }
+            )  # fmt: skip
+    append(file, tuple(rows[0]), rows, job)
+
+
+def append(file: Path, fields: Sequence[str], rows: list[dict[str, Any]], job: Job) -> None:
+    """Adds rows; a new file first says on what they were measured."""
+    new = not file.exists()
+    with file.open("a", newline="") as out:
+        if new:
+            about = {
+                "family": job.family.name, "weights": job.family.fingerprint[:16], "date": str(datetime.date.today()),
+                "hardware": resolve_device("cpu").hardware, "threads": torch.get_num_threads(),
+                "versions": versions(),
+                "settings": {k: v for k, v in vars(job.arguments).items() if k not in ("data", "families", "seeds")},
+            }  # fmt: skip
+            out.write(f"# {json.dumps(about, sort_keys=True, default=str)}\n")
+        writer = csv.DictWriter(out, fields, restval="", lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def done(file: Path, *keys: str) -> set[tuple[str, ...]]:
+    """What stands in a file already, by its key fields."""
+    if not file.exists():
+        return set()
+    return {tuple(row[key] for key in keys) for row in selector_report.read(file)}
+
+
+def run_family(name: str, arguments: argparse.Namespace) -> None:
+    folder = HERE / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in arguments.seeds:
+        job = open_job(name, seed, arguments)
+        measured = take_measurements(job, folder / f"measurements-{seed}.json")
+        if (str(seed),) not in done(folder / "candidates.csv", "seed"):
+            score_candidates(job, measured, folder / "candidates.csv")
+        if (str(seed),) not in done(folder / "cascades.csv", "seed"):
+            run_cascades(job, folder / "cascades.csv")
+        for selector in arguments.selectors:
+            if (str(seed), selector) not in done(folder / "runs.csv", "seed", "selector"):
+                run_selector(job, selector, measured, folder / "runs.csv")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 (prepare_cifar10.py makes it)")
+    parser.add_argument("--families", nargs="+", default=["deit-micro", "resnet-micro"])
+    parser.add_argument("--selectors", nargs="+", default=[*SELECTORS, *CONTROLS])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=300, help="of tuning, the same for every selector")
+    parser.add_argument("--probe-images", type=int, default=8_000)
+    parser.add_argument("--probe-epochs", type=int, default=4)
+    parser.add_argument("--heldout-images", type=int, default=2_000)
+    parser.add_argument("--fit-images", type=int, default=2_000, help="that stitching layers are fitted to")
+    parser.add_argument("--test-images", type=int, default=5_000)
+    arguments = parser.parse_args()
+    for name in arguments.families:
+        run_family(name, arguments)
+    selector_report.main()
+
+
+if __name__ == "__main__":
+    main()

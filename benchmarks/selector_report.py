@@ -1,0 +1,258 @@
+"""What the tables of compare_selectors.py say: areas, gains over SN-Net, rank correlations, and the curves.
+
+    python benchmarks/selector_report.py            # reads results/selectors, writes summary.md and pictures there
+
+Areas are those of klas_zoo.frontier, scaled to the anchors as they were before tuning, so that all runs of
+a family share one scale. Spread is the standard deviation over seeds.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from klas_zoo.frontier import area, frontier
+
+HERE = Path(__file__).parent / "results" / "selectors"
+Row = dict[str, str]
+Point = tuple[float, float]
+BASELINE = "snnet"
+LEVELS = 200  # of cost or accuracy at which two frontiers are compared
+
+
+def read(file: Path) -> list[Row]:
+    """Rows of a table, without the lines that say where it was measured."""
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(line for line in opened if not line.startswith("#")))
+
+
+def points(rows: Iterable[Row]) -> list[Point]:
+    return [(float(row["macs"]), float(row["top1"])) for row in rows]
+
+
+def by(rows: Iterable[Row], *keys: str) -> dict[Any, list[Row]]:
+    """Rows grouped by one field, or by several as a tuple."""
+    groups: dict[Any, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row[keys[0]] if len(keys) == 1 else tuple(row[key] for key in keys)].append(row)
+    return groups
+
+
+def shown(values: Sequence[float], digits: int = 3, *, sign: bool = False) -> str:
+    """Mean ± standard deviation over seeds."""
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{'+' if sign else ''}.{digits}f}{spread}"
+
+
+def best_within(curve: Sequence[Point], macs: float) -> float:
+    """Best top-1 that so many multiply-adds can buy."""
+    return max((top1 for cost, top1 in curve if cost <= macs), default=float("nan"))
+
+
+def cheapest_with(curve: Sequence[Point], top1: float) -> float:
+    """Fewest multiply-adds that reach an accuracy."""
+    return min((cost for cost, found in curve if found >= top1), default=float("nan"))
+
+
+def gains(curve: Sequence[Point], baseline: Sequence[Point], ends: tuple[Point, Point]) -> dict[str, float]:
+    """Of one frontier over another: points of top-1 at equal cost, and times fewer MACs at equal top-1."""
+    grid = np.linspace(ends[0][0], ends[1][0], LEVELS)
+    ahead = np.array([best_within(curve, c) - best_within(baseline, c) for c in grid])
+    highest = min(max(t for _, t in curve), max(t for _, t in baseline))
+    lowest = max(min(curve)[1], min(baseline)[1])
+    ratios = [
+        cheapest_with(baseline, level) / cheapest_with(curve, level)
+        for level in np.linspace(lowest, highest, LEVELS)
+    ]
+    return {
+        "mean points": float(np.nanmean(ahead)), "max points": float(np.nanmax(ahead)),
+        "median ratio": float(np.median(ratios)), "max ratio": float(np.max(ratios)),
+    }  # fmt: skip
+
+
+def spearman(scores: Sequence[float], top1: Sequence[float]) -> float:
+    """Rank correlation; ties share their mean rank. NaN where either never changes."""
+    a, b = (_ranks(np.asarray(values)) for values in (scores, top1))
+    if a.std() == 0 or b.std() == 0:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum()
+    return (last - (counts - 1) / 2)[inverse]
+
+
+class Family:
+    """The tables of one family and what follows from them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = folder.name
+        self.about = (folder / "candidates.csv").open().readline().lstrip("# ").strip()
+        self.candidates = read(folder / "candidates.csv")
+        self.runs = by(read(folder / "runs.csv"), "selector", "seed")
+        self.cascades = read(folder / "cascades.csv")
+        anchors = [row for row in self.candidates if not row["target"]]
+        ends = sorted(set(points(anchors)))
+        self.anchors = {row["route"]: points([row])[0] for row in anchors}
+        self.ends = (ends[0], ends[-1])
+        self.seeds = sorted({row["seed"] for row in self.candidates}, key=int)
+        self.selectors = list(dict.fromkeys(selector for selector, _ in self.runs))
+
+    def curve(self, selector: str, seed: str) -> list[Point]:
+        return frontier(points(self.runs[selector, seed]), lambda p: p[0], lambda p: p[1])
+
+    def each(self, selector: str, value: Callable[[str], float]) -> list[float]:
+        """A value of every seed the selector was run with."""
+        return [value(seed) for seed in self.seeds if (selector, seed) in self.runs]
+
+    def area(self, selector: str, seed: str) -> float:
+        return area(self.curve(selector, seed), *self.ends)
+
+    def area_ahead(self, selector: str, over: str) -> list[float]:
+        return self.each(
+            selector,
+            lambda seed: self.area(selector, seed) - self.area(over, seed) if (over, seed) in self.runs else np.nan,
+        )
+
+    def gain(self, selector: str, what: str) -> list[float]:
+        return self.each(selector, lambda s: gains(self.curve(selector, s), self.curve(BASELINE, s), self.ends)[what])
+
+    def stitches(self, selector: str) -> list[float]:
+        return self.each(selector, lambda seed: sum(bool(row["target"]) for row in self.runs[selector, seed]))
+
+    def on_frontier(self, selector: str) -> list[float]:
+        anchors = set(self.anchors)
+
+        def count(seed: str) -> float:
+            rows = self.runs[selector, seed]
+            best = frontier(rows, lambda r: float(r["macs"]), lambda r: float(r["top1"]))
+            return sum(row["route"] not in anchors for row in best)
+
+        return self.each(selector, count)
+
+    def correlation(self, score: str, *, after_tuning: bool) -> list[float]:
+        """Spearman of −score with top-1, per bucket of at least four candidates, averaged; one value per seed."""
+        found = []
+        for seed, rows in by((r for r in self.candidates if r["target"]), "seed").items():
+            if after_tuning and ("all", seed) not in self.runs:
+                continue
+            tuned = {row["route"]: float(row["top1"]) for row in self.runs.get(("all", seed), [])}
+            each = []
+            for inside in by(rows, "source", "target", "bucket").values():
+                known = [row for row in inside if row[f"score {score}"]]
+                if len(known) >= 4:
+                    top1 = [tuned[r["route"]] if after_tuning else float(r["top1"]) for r in known]
+                    each.append(spearman([-float(r[f"score {score}"]) for r in known], top1))
+            if each:
+                found.append(float(np.nanmean(each)))
+        return found
+
+    def share_of_best(self, selector: str) -> list[float]:
+        """Buckets whose best candidate after tuning (in the supernet of all) the selector chose, per cent."""
+
+        def share(seed: str) -> float:
+            if ("all", seed) not in self.runs:
+                return float("nan")
+            everything = [row for row in self.runs["all", seed] if row["target"]]
+            chosen = {row["route"] for row in self.runs[selector, seed]}
+            groups = by(everything, "source", "target", "bucket").values()
+            best = [max(inside, key=lambda row: float(row["top1"]))["route"] for inside in groups]
+            return 100 * sum(route in chosen for route in best) / len(best)
+
+        return self.each(selector, share)
+
+    def cascade_curve(self) -> list[Point]:
+        rows = [row for row in self.cascades if row["seed"] == self.seeds[0]]
+        return frontier([*points(rows), *self.anchors.values()], lambda p: p[0], lambda p: p[1])
+
+    @property
+    def scores(self) -> list[str]:
+        return [name.removeprefix("score ") for name in self.candidates[0] if name.startswith("score ")]
+
+
+def markdown(family: Family) -> str:
+    """All numbers of one family as two tables."""
+    anchors = ", ".join(f"{name} {cost / 1e6:.1f} M, {top1:.2f} %" for name, (cost, top1) in family.anchors.items())
+    lines = [
+        f"## {family.name}", "",
+        f"Anchors before tuning: {anchors}. {len(family.seeds)} seeds. Area of the anchors alone "
+        f"{area(list(family.anchors.values()), *family.ends):.3f}, with cascades "
+        f"{area(family.cascade_curve(), *family.ends):.3f}.", "",
+        "| selector | stitches | on the frontier | area | Δ area to snnet | Δ area to klas | points at equal MACs: "
+        "mean, max | times fewer MACs at equal top-1: median, max | best of the buckets found |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    areas = {name: family.each(name, partial(family.area, name)) for name in family.selectors}
+    for name in sorted(areas, key=lambda one: -statistics.fmean(areas[one])):
+        gained = {what: family.gain(name, what) for what in ("mean points", "max points", "median ratio", "max ratio")}
+        cells = [
+            name,
+            shown(family.stitches(name), 0),
+            shown(family.on_frontier(name), 1),
+            shown(areas[name]),
+            *(shown(family.area_ahead(name, over), sign=True) for over in (BASELINE, "klas")),
+            f"{shown(gained['mean points'], 2, sign=True)}, {shown(gained['max points'], 2, sign=True)}",
+            f"{shown(gained['median ratio'], 2)}, {shown(gained['max ratio'], 2)}",
+            f"{shown(family.share_of_best(name), 1)} %",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| score | Spearman with top-1 after the closed form | after tuning |", "|---|---|---|"]
+    for name in family.scores:
+        values = [shown(family.correlation(name, after_tuning=tuned), 2, sign=True) for tuned in (False, True)]
+        lines.append(f"| {name} | {values[0]} | {values[1]} |")
+    return "\n".join([*lines, "", f"Measured on: `{family.about}`", ""])
+
+
+def draw(family: Family, path: Path, selectors: Sequence[str]) -> None:
+    """Frontiers of some selectors, the mean over seeds with a band of one standard deviation; cascades; anchors."""
+    figure = Figure(figsize=(8.5, 5.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    grid = np.linspace(family.ends[0][0], family.ends[1][0], LEVELS)
+    for name in (one for one in selectors if one in family.selectors):
+        found = np.array(
+            [[best_within(family.curve(name, s), c) for c in grid] for s in family.seeds if (name, s) in family.runs]
+        )
+        mean, spread = found.mean(0), found.std(0)
+        (line,) = axes.step(grid / 1e6, mean, where="post", label=name)
+        axes.fill_between(grid / 1e6, mean - spread, mean + spread, step="post", color=line.get_color(), alpha=0.15)
+    cascades = [best_within(family.cascade_curve(), c) for c in grid]
+    axes.step(grid / 1e6, cascades, where="post", color="black", linestyle="--", label="cascades (mean cost)")
+    x, y = zip(*family.anchors.values(), strict=True)
+    axes.plot(np.array(x) / 1e6, y, ":", marker="*", markersize=14, color="tab:gray", label="anchors before tuning")
+    axes.set_xlabel("multiply-adds, M per image")
+    axes.set_ylabel("top-1, % of the test images")
+    axes.set_title(f"{family.name}: frontiers after the same tuning, {len(family.seeds)} seeds", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, format="png", metadata={"Software": "klas-zoo"})
+
+
+def main() -> None:
+    folders = sorted(path.parent for path in HERE.glob("*/runs.csv"))
+    pages = []
+    for folder in folders:
+        family = Family(folder)
+        pages.append(markdown(family))
+        draw(family, folder / "frontiers.png", ("klas", "snnet", "cka", "mse", "direct", "random", "self"))
+    intro = ["# Selectors compared", "", "Made by `selector_report.py`: mean ± standard deviation over seeds.", ""]
+    text = "\n".join([*intro, *pages])
+    (HERE / "summary.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

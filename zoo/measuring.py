@@ -1,0 +1,178 @@
+"""Takes the measurements that selectors ask for, each with as few forward passes as it needs."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+
+from klas_zoo.answers import fit_stitches, measure_answers
+from klas_zoo.calibration import calibrate, every_other
+from klas_zoo.candidates import Cost, SelectionSettings, candidates_of
+from klas_zoo.chains import Chain
+from klas_zoo.cka import measure_cka
+from klas_zoo.data import Batch
+from klas_zoo.errors import SelectionError
+from klas_zoo.measurements import Measurements, Need, SelectionWarning
+from klas_zoo.probes import ProbeSettings, train_probes
+from klas_zoo.routes import Seam
+from klas_zoo.selection import pairs_of
+from klas_zoo.selectors import find_selector
+from klas_zoo.similarity import Similarities, measure_outputs, measure_similarities
+
+Advance = Callable[[int, str], None]
+Stage = Callable[[str, int, str], AbstractContextManager[Advance]]
+_OF_SEAMS: frozenset[Need] = frozenset({"cka", "residual", "accuracy", "output_kl"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Streams of batches, each started anew at every call, and how many images each has.
+
+    Attributes:
+        epochs: one stream over the training images for each epoch of the probes.
+        fit: training images that stitching layers are fitted to.
+        heldout: images that nothing has learned from; never those that report accuracy.
+    """
+
+    epochs: Callable[[], Iterable[Iterator[Batch]]]
+    fit: Callable[[], Iterable[Batch]]
+    heldout: Callable[[], Iterable[Batch]]
+    epochs_count: int
+    fit_count: int
+    heldout_count: int
+
+
+@contextmanager
+def _silent(name: str, total: int, unit: str) -> Iterator[Advance]:
+    yield lambda work, remark: None
+
+
+def warn_user(sentence: str) -> None:
+    """The default where nobody listens."""
+    warnings.warn(sentence, SelectionWarning, stacklevel=3)
+
+
+def measure(
+    chains: dict[str, Chain],
+    needs: Set[Need],
+    images: Images,
+    cost: Cost,
+    settings: SelectionSettings,
+    *,
+    probing: ProbeSettings,
+    stage: Stage = _silent,
+    warn: Callable[[str], None] = warn_user,
+) -> Measurements:
+    """Everything in `needs` but latency, which takes a device and not images.
+
+    Several selectors can be measured at once: `needs` is the union of what they ask for, and seams
+    are measured for the pairs of `settings`, or else those of the nearest outputs.
+
+    Args:
+        cost: multiply-adds of a route; says which stitches lie between their anchors.
+        stage: told about each pass over the images, as klas_zoo.build.Listener is.
+        warn: given a sentence where the result may mean little.
+
+    Raises:
+        SelectionError: fewer training images than classes, images of one class only, activations
+            that are not finite, or nothing to stitch.
+    """
+    found = Measurements()
+    if needs & {"probes", "calibrated"}:
+        _check_images(chains, images, probing)
+        found = _probe(chains, needs, images, probing, stage, warn)
+    if not found.has("outputs") and (needs & {"outputs"} or (needs & _OF_SEAMS and settings.pairs is None)):
+        with stage("outputs", images.heldout_count, "images") as advance:
+            distances = measure_outputs(chains, images.heldout(), on_batch=lambda n: advance(n, ""))
+        found = replace(found, outputs=distances)
+    if needs & _OF_SEAMS:
+        pairs = pairs_of(find_selector("klas"), chains, found, cost, settings)
+        seams = [c.seam for pair in pairs for c in candidates_of(chains, pair, cost, settings.buckets)]
+        found = _measure_seams(found, chains, needs, seams, images, stage)
+    return found
+
+
+def _probe(
+    chains: dict[str, Chain],
+    needs: Set[Need],
+    images: Images,
+    probing: ProbeSettings,
+    stage: Stage,
+    warn: Callable[[str], None],
+) -> Measurements:
+    """Probes on the training images, then Θ on the held-out ones."""
+    with stage("probes", images.epochs_count, "images") as advance:
+        classes: set[int] = set()
+        epochs = (_watch_classes(batches, classes) for batches in images.epochs())
+        probes = train_probes(chains, epochs, probing, on_batch=lambda n: advance(n, ""))
+    if len(classes) == 1:
+        raise SelectionError("The training images are of one class only; there is nothing to tell apart.")
+    with stage("similarity", images.heldout_count, "images") as advance:
+        similar = measure_similarities(chains, probes, images.heldout(), on_batch=lambda n: advance(n, ""))
+    if similar.chance == 100:
+        raise SelectionError("The held-out images are of one class only; there is nothing to tell apart.")
+    for sentence in probe_warnings(similar):
+        warn(sentence)
+    if "calibrated" not in needs:
+        return Measurements(probes=similar)
+    with stage("calibration", images.heldout_count, "images") as advance:
+        tempered = calibrate(chains, probes, every_other(images.heldout(), 0), on_batch=lambda n: advance(n, ""))
+        other = every_other(images.heldout(), 1)
+        calibrated = measure_similarities(chains, tempered, other, on_batch=lambda n: advance(n, ""))
+    return Measurements(probes=similar, calibrated=calibrated)
+
+
+def _watch_classes(batches: Iterable[Batch], classes: set[int]) -> Iterator[Batch]:
+    for images, labels in batches:
+        classes.update(labels.tolist())
+        yield images, labels
+
+
+def _measure_seams(
+    found: Measurements, chains: dict[str, Chain], needs: Set[Need], seams: list[Seam], images: Images, stage: Stage
+) -> Measurements:
+    if "cka" in needs:
+        with stage("CKA", images.heldout_count, "images") as advance:
+            found = replace(found, cka=measure_cka(chains, seams, images.heldout(), on_batch=lambda n: advance(n, "")))
+    if not needs & {"residual", "accuracy", "output_kl"}:
+        return found
+    with stage("fit candidates", images.fit_count, "images") as advance:
+        supernet, residual = fit_stitches(chains, seams, images.fit(), on_batch=lambda n: advance(n, ""))
+    found = replace(found, residual=residual)
+    if needs & {"accuracy", "output_kl"}:
+        with stage("run candidates", images.heldout_count, "images") as advance:
+            answers = measure_answers(supernet, images.heldout(), on_batch=lambda n: advance(n, ""))
+        found = replace(found, accuracy=answers.accuracy, output_kl=answers.output_kl)
+    return found
+
+
+def probe_warnings(similar: Similarities) -> list[str]:
+    """A sentence for each anchor whose probes tell no more than the most frequent class would.
+
+    At chance is what lies within two standard errors of it.
+    """
+    chance = similar.chance / 100
+    limit = 100 * (chance + 2 * math.sqrt(chance * (1 - chance) / similar.images))
+    sentences = []
+    for name, accuracy in similar.probe_accuracy.items():
+        bad = [str(block) for block, top1 in enumerate(accuracy[:-1].tolist(), start=1) if top1 <= limit]
+        if bad:
+            which = f"block {bad[0]}" if len(bad) == 1 else f"blocks {', '.join(bad)}"
+            sentences.append(
+                f"Probes of {name} after {which} are at chance on the held-out images (at most {limit:.1f} %): "
+                "scores of stitches there mean little; train the probes longer or give more images."
+            )
+    return sentences
+
+
+def _check_images(chains: dict[str, Chain], images: Images, probing: ProbeSettings) -> None:
+    classes = next(iter(chains.values())).classes
+    count = images.epochs_count // max(1, probing.epochs)
+    if count < classes:
+        raise SelectionError(
+            f"{count} training images are fewer than the {classes} classes: probes cannot learn a class "
+            "they never see."
+        )

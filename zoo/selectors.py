@@ -1,0 +1,105 @@
+"""The selectors there are, by name: the paper's, its rivals in the paper, and controls.
+
+Scores of one candidate (i, j) of source f and target g; Θ and Γ are those of KLAS §3.2 and §3.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from klas_zoo.candidates import Candidate
+from klas_zoo.errors import UnknownName
+from klas_zoo.measurements import Measurements
+from klas_zoo.own_selectors import OWN
+from klas_zoo.scoring import Problem, Selector, Terms, by_score, gamma, value_of
+from klas_zoo.snnet import choose_by_windows
+
+
+def _mismatch(candidate: Candidate, measured: Measurements) -> tuple[float, Terms]:
+    _, terms = gamma(candidate, measured)
+    return max(terms["mismatch"], 0.0), terms
+
+
+def _cross_entropy(candidate: Candidate, measured: Measurements) -> tuple[float, Terms]:
+    found = measured.get("probes").cross_entropy(candidate.source, candidate.i, candidate.target, candidate.j)
+    return found, {"cross_entropy": found}
+
+
+def _cka(candidate: Candidate, measured: Measurements) -> tuple[float, Terms]:
+    alike = value_of("cka", candidate, measured)
+    return 1 - alike, {"cka": alike}
+
+
+def _residual(candidate: Candidate, measured: Measurements) -> tuple[float, Terms]:
+    left = value_of("residual", candidate, measured)
+    return left, {"residual": left}
+
+
+def _direct(candidate: Candidate, measured: Measurements) -> tuple[float, Terms]:
+    top1 = value_of("accuracy", candidate, measured)
+    return -top1, {"top1_direct": top1}
+
+
+def _draw(problem: Problem, measured: Measurements) -> list[Candidate]:
+    generator = np.random.default_rng(problem.settings.seed)
+    chosen: list[Candidate] = []
+    for pair in problem.pairs:
+        candidates = problem.candidates(pair)
+        kept: set[int] = set()
+        for bucket in sorted({c.bucket for c in candidates}):
+            inside = [index for index, c in enumerate(candidates) if c.bucket == bucket]
+            count = min(problem.settings.most or 1, len(inside))
+            kept.update(generator.choice(inside, count, replace=False).tolist())
+        chosen += [replace(c, reason="drawn" if k in kept else "") for k, c in enumerate(candidates)]
+    return chosen
+
+
+def _all(problem: Problem, measured: Measurements) -> list[Candidate]:
+    return [replace(c, reason="all") for pair in problem.pairs for c in problem.candidates(pair)]
+
+
+def _windows(problem: Problem, measured: Measurements) -> list[Candidate]:
+    return choose_by_windows(problem.chains, problem.pairs, problem.cost, problem.settings.buckets)
+
+
+PUBLISHED = (
+    by_score(
+        "klas", "the paper's: probes' divergence over the target's capacity to absorb it",
+        "Γ = Θ(P_i, P_j) / Θ(P_j, P_{j+1})", {"probes"}, gamma,
+    ),
+    by_score(
+        "klas-latency", "klas with buckets over latency in place of multiply-adds",
+        "Γ = Θ(P_i, P_j) / Θ(P_j, P_{j+1})", {"probes"}, gamma, latency=True,
+    ),
+    by_score("kl-only", "the numerator of Γ alone", "Θ(P_i, P_j)", {"probes"}, _mismatch),
+    by_score("ce", "cross-entropy between probes", "H(P_i, P_j) = −Σ P_i log P_j", {"probes"}, _cross_entropy),
+    by_score("cka", "linear centred kernel alignment of features", "1 − CKA(X_i, Y_j)", {"cka"}, _cka),
+    by_score(
+        "mse", "what the least-squares T leaves unexplained", "‖T x_i − y_j‖² / ‖y_j − ȳ_j‖²", {"residual"}, _residual
+    ),
+    by_score("direct", "accuracy right after the closed-form T; executes all", "−top-1", {"accuracy"}, _direct),
+    Selector(
+        name="snnet", description="SN-Net's sliding windows, paired or unpaired; needs no data",
+        choose=_windows, pairs="neighbours",
+    ),
+    Selector(name="random", description="drawn uniformly, one per bucket", choose=_draw),
+    Selector(name="all", description="every candidate of every pair; needs no data", choose=_all, pairs="every"),
+)  # fmt: skip
+
+
+SELECTORS: Mapping[str, Selector] = {one.name: one for one in (*PUBLISHED, *OWN)}
+"""Every selector by its name, the published ones first."""
+
+
+def find_selector(name: str) -> Selector:
+    """A selector by its name.
+
+    Raises:
+        UnknownName: nobody knows it; names the nearest.
+    """
+    if name not in SELECTORS:
+        raise UnknownName("selector", name, SELECTORS)
+    return SELECTORS[name]
