@@ -381,8 +381,8 @@ def test_images_an_anchor_does_not_take_are_named(tiny_spec: FamilySpec, shape: 
 
 
 def test_an_architecture_that_cannot_be_cut_is_told(tiny_spec: FamilySpec) -> None:
-    with pytest.raises(FamilyError, match="ResNet is not an architecture klas-zoo can cut into blocks"):
-        load_family(with_first(tiny_spec, model="resnet18", arguments={}), random_weights=True)
+    with pytest.raises(FamilyError, match="ResNetV2 is not an architecture klas-zoo can cut into blocks"):
+        load_family(with_first(tiny_spec, model="resnetv2_18", arguments={}), random_weights=True)
 
 
 def test_anchors_that_want_images_normalised_differently_are_no_family(tiny_spec: FamilySpec) -> None:
