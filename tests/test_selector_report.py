@@ -1,0 +1,68 @@
+"""The numbers that benchmarks/selector_report.py draws from tables of runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def report() -> ModuleType:
+    path = Path(__file__).parent.parent / "benchmarks" / "selector_report.py"
+    spec = importlib.util.spec_from_file_location("selector_report", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("scores", "top1", "expected"),
+    [
+        ([1, 2, 3, 4], [10, 20, 30, 40], 1.0),
+        ([1, 2, 3, 4], [4, 3, 2, 1], -1.0),
+        ([1, 2, 3], [1, 3, 2], 0.5),
+        # ties share their mean rank: ranks 1.5 1.5 3 against 1 2 3
+        ([5, 5, 9], [1, 2, 3], math.sqrt(3) / 2),
+    ],
+)
+def test_spearman_is_the_correlation_of_ranks(
+    report: ModuleType, scores: list[float], top1: list[float], expected: float
+) -> None:
+    assert report.spearman(scores, top1) == pytest.approx(expected)
+
+
+def test_spearman_of_what_never_changes_is_not_a_number(report: ModuleType) -> None:
+    assert math.isnan(report.spearman([1, 1, 1], [1, 2, 3]))
+
+
+def test_gains_are_read_off_two_frontiers(report: ModuleType) -> None:
+    ends = ((100.0, 70.0), (200.0, 80.0))
+    baseline = [(100.0, 70.0), (200.0, 80.0)]
+    better = [(100.0, 70.0), (125.0, 78.0), (200.0, 80.0)]
+    found = report.gains(better, baseline, ends)
+    assert found["max points"] == pytest.approx(8)
+    # 8 points over three quarters of the range, sampled at 200 costs
+    assert found["mean points"] == pytest.approx(6, abs=0.05)
+    # whatever lies above 70 and up to 78 takes 125 instead of 200
+    assert found["max ratio"] == pytest.approx(1.6)
+    assert found["median ratio"] == pytest.approx(1.6)
+
+
+def test_a_frontier_gains_nothing_over_itself(report: ModuleType) -> None:
+    curve = [(100.0, 70.0), (150.0, 75.0), (200.0, 80.0)]
+    found = report.gains(curve, curve, (curve[0], curve[-1]))
+    assert found == {"mean points": 0, "max points": 0, "median ratio": 1, "max ratio": 1}
+
+
+def test_tables_are_read_without_the_line_that_says_where_they_were_measured(
+    report: ModuleType, tmp_path: Path
+) -> None:
+    file = tmp_path / "runs.csv"
+    file.write_text('# {"hardware": "a machine"}\nseed,top1\n0,81.5\n1,82.5\n')
+    assert report.read(file) == [{"seed": "0", "top1": "81.5"}, {"seed": "1", "top1": "82.5"}]
+    assert report.shown([81.5, 82.5], 1) == "82.0 ± 0.7"
