@@ -4,9 +4,10 @@
     python benchmarks/compare_selectors.py --data data/cifar10 --families deit-micro --seeds 0 --steps 100
 
 For each family and seed all measurements are taken once; then each selector's stitches are fitted, tuned
-for the same number of steps on the same batches, and scored on the same test images. Besides selectors
-there are controls: `all` (every candidate in one supernet), `self` (a network stitched with itself, blocks
-left out) and cascades of two anchors at the same mean cost.
+for the same number of steps on the same batches, and scored on the same test images. Besides these
+selectors of klas-zoo there are `warm-up` (all candidates are tuned together for a third of the steps, the best of each
+bucket on held-out images go on), and controls: `all` (every candidate in one supernet), `self` (a network
+stitched with itself, blocks left out) and cascades of two anchors at the same mean cost.
 
 Written: results/selectors/<family>/*.csv, a line of `#` before the header says on what machine. Seeds and
 selectors that stand there already are not run again, so an interrupted benchmark goes on where it
@@ -22,9 +23,8 @@ import datetime
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +35,20 @@ from torch import Tensor
 
 from klas_zoo.anchors import Family, load_family
 from klas_zoo.build import route_costs, versions
-from klas_zoo.candidates import Candidate, SelectionSettings
 from klas_zoo.data import Batch, Data, Split, batches, load_data
 from klas_zoo.evaluation import evaluate
 from klas_zoo.families import find_family
 from klas_zoo.initialisation import initialise_stitches
-from klas_zoo.measurements import Measurements
-from klas_zoo.measuring import Images, measure
-from klas_zoo.probes import ProbeSettings
 from klas_zoo.profiles.devices import resolve_device
 from klas_zoo.routes import Route, Seam
 from klas_zoo.selection import select
-from klas_zoo.selectors import find_selector
+from klas_zoo.selection.candidates import Candidate, SelectionSettings
+from klas_zoo.selection.measurements import Measurements
+from klas_zoo.selection.measuring import Images, measure
+from klas_zoo.selection.probes import ProbeSettings
+from klas_zoo.selection.scoring import keep_best
+from klas_zoo.selection.selectors import find_selector
+from klas_zoo.streams import images_of
 from klas_zoo.supernet import Supernet
 from klas_zoo.tuning import PRESETS, tune
 
@@ -54,7 +56,7 @@ SELECTORS = (
     "snnet", "klas", "kl-only", "cka", "mse", "ce", "direct", "random",
     "klas-mse", "klas-calibrated", "output-kl",
 )  # fmt: skip
-CONTROLS = ("all", "self")
+OTHERS = ("warm-up", "all", "self")
 HERE = Path(__file__).parent / "results" / "selectors"
 
 
@@ -75,21 +77,11 @@ class Job:
     def settings(self, selector: str) -> SelectionSettings:
         return SelectionSettings(selector=selector, seed=self.seed)
 
-    def fit_batches(self) -> Iterable[Batch]:
-        return islice(batches(self.data.train, 100, shuffle_seed=self.seed), self.arguments.fit_images // 100)
-
+    @property
     def images(self) -> Images:
-        probing = self.probing
-        return Images(
-            epochs=lambda: (
-                batches(self.data.train, probing.batch, shuffle_seed=self.seed + epoch)
-                for epoch in range(probing.epochs)
-            ),
-            fit=self.fit_batches,
-            heldout=lambda: batches(self.data.heldout, 100),
-            epochs_count=probing.epochs * len(self.data.train),
-            fit_count=self.arguments.fit_images,
-            heldout_count=len(self.data.heldout),
+        """What is measured on, the same for every selector."""
+        return images_of(
+            self.data, probing=self.probing, batch=100, init_images=self.arguments.fit_images, seed=self.seed
         )
 
     @property
@@ -126,7 +118,7 @@ def take_measurements(job: Job, file: Path) -> Measurements:
         return Measurements.from_json(json.loads(file.read_text()))
     needs = frozenset().union(*(find_selector(name).asks_for(job.settings(name)) for name in SELECTORS))
     found = measure(
-        job.family.chains, needs - {"latency_ms"}, job.images(), job.macs, job.settings("klas"),
+        job.family.chains, needs - {"latency_ms"}, job.images, job.macs, job.settings("klas"),
         probing=job.probing,
     )  # fmt: skip
     file.write_text(json.dumps(found.to_json(), sort_keys=True) + "\n")
@@ -165,17 +157,32 @@ def new_supernet(job: Job, stitches: Sequence[Candidate]) -> Supernet:
     """A fresh copy of the anchors with these stitches, fitted in closed form."""
     torch.manual_seed(job.seed)
     supernet = Supernet(copy.deepcopy(job.family.chains), [*job.anchors, *(c.route for c in stitches)])
-    initialise_stitches(supernet, job.fit_batches())
+    initialise_stitches(supernet, job.images.fit())
     return supernet
 
 
-def tuned(job: Job, stitches: Sequence[Candidate]) -> Supernet:
-    supernet = new_supernet(job, stitches)
-    random.seed(job.seed)
-    settings = replace(PRESETS["quick"], steps=job.arguments.steps, seed=job.seed)
-    endless = batches(job.data.augmented, settings.batch, shuffle_seed=job.seed, forever=True)
-    tune(supernet, endless, job.arguments.steps, settings)
-    return supernet
+def tune_for(job: Job, supernet: Supernet, steps: int, seed: int) -> None:
+    random.seed(seed)
+    settings = replace(PRESETS["quick"], steps=steps, seed=seed)
+    endless = batches(job.data.augmented, settings.batch, shuffle_seed=seed, forever=True)
+    tune(supernet, endless, steps, settings)
+
+
+def warmed_up(job: Job, everything: Sequence[Candidate]) -> tuple[list[Candidate], Supernet]:
+    """The best candidates of each bucket after a shared warm-up, in a supernet that goes on from there."""
+    warm = new_supernet(job, everything)
+    tune_for(job, warm, job.arguments.steps // 3, job.seed + 1_000)
+    top1 = evaluate(warm, warm.routes, job.images.heldout())
+    stitches = []
+    for pair in dict.fromkeys((c.source, c.target) for c in everything):
+        scored = [replace(c, score=-top1[c.route], reason="") for c in everything if (c.source, c.target) == pair]
+        # within τ of the best accuracy would be nearly all: the best one of each bucket
+        stitches += [c for c in keep_best(scored, SelectionSettings(most=1)) if c.reason]
+    chains = {name: warm.chain(name) for name in job.family.chains}
+    supernet = Supernet(chains, [*job.anchors, *(c.route for c in stitches)])
+    for seam in supernet.seams:
+        supernet.stitch(seam).load_state_dict(warm.stitch(seam).state_dict())
+    return stitches, supernet
 
 
 def test_batches(job: Job) -> Iterator[Batch]:
@@ -198,8 +205,13 @@ RUN_FIELDS = ("seed", "selector", "route", "source", "i", "target", "j", "macs",
 def run_selector(job: Job, selector: str, measured: Measurements, file: Path) -> None:
     """Fits, tunes and scores one selector's stitches; its rows are appended in one piece."""
     started = time.perf_counter()
-    stitches = stitches_of(job, selector, measured)
-    supernet = tuned(job, stitches)
+    if selector == "warm-up":
+        stitches, supernet = warmed_up(job, stitches_of(job, "all", measured))
+        tune_for(job, supernet, job.arguments.steps - job.arguments.steps // 3, job.seed)
+    else:
+        stitches = stitches_of(job, selector, measured)
+        supernet = new_supernet(job, stitches)
+        tune_for(job, supernet, job.arguments.steps, job.seed)
     top1 = evaluate(supernet, supernet.routes, test_batches(job))
     seconds = round(time.perf_counter() - started)
     rows = [
@@ -304,7 +316,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 (prepare_cifar10.py makes it)")
     parser.add_argument("--families", nargs="+", default=["deit-micro", "resnet-micro"])
-    parser.add_argument("--selectors", nargs="+", default=[*SELECTORS, *CONTROLS])
+    parser.add_argument("--selectors", nargs="+", default=[*SELECTORS, *OTHERS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300, help="of tuning, the same for every selector")
     parser.add_argument("--probe-images", type=int, default=8_000)

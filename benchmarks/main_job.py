@@ -31,8 +31,8 @@ from record import write_record
 from klas_zoo.anchors import load_family
 from klas_zoo.data import batches, load_data
 from klas_zoo.families import find_family
-from klas_zoo.probes import ProbeSettings, train_probes
-from klas_zoo.similarity import measure_similarities
+from klas_zoo.selection.probes import ProbeSettings, train_probes
+from klas_zoo.selection.similarity import measure_similarities
 
 
 def run(command: list[str], **options: Any) -> tuple[str, float, int]:

@@ -33,15 +33,15 @@ from torch import Tensor, nn
 from klas_zoo.anchors import Family, load_family
 from klas_zoo.build import part_costs, route_costs
 from klas_zoo.chains import Chain
-from klas_zoo.cka import measure_cka
 from klas_zoo.data import Batch
 from klas_zoo.evaluation import evaluate
 from klas_zoo.families import find_family
-from klas_zoo.probes import ProbeSettings, train_probes
 from klas_zoo.profiles.macs import ChainCost, seam_cost
 from klas_zoo.routes import Route, Seam
-from klas_zoo.similarity import measure_similarities
-from klas_zoo.snnet import window_seams
+from klas_zoo.selection.cka import measure_cka
+from klas_zoo.selection.probes import ProbeSettings, train_probes
+from klas_zoo.selection.similarity import measure_similarities
+from klas_zoo.selection.snnet import window_seams
 from klas_zoo.supernet import Step, Supernet, steps_of
 from klas_zoo.tuning import PRESETS, tune
 

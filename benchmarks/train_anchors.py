@@ -1,15 +1,14 @@
 """Trains the three anchors of `deit-micro` or `resnet-micro` on CIFAR-10, from scratch, on a CPU.
 
     python benchmarks/train_anchors.py --data data/cifar10 --family deit-micro --out data/deit-micro
-    python benchmarks/train_anchors.py --data data/cifar10 --family resnet-micro --out data/resnet-micro \\
-        --distillation 0 --hints 0
+    python benchmarks/train_anchors.py --data data/cifar10 --family resnet-micro --out data/resnet-micro --hints 0
 
-All three learn in one loop from the same augmented batches: the base network from the labels, the other
-two also from the base network's current answers (Zhang et al. 2018, "Deep Mutual Learning",
-arXiv:1706.00384, in one direction) and, after the stem and every block, from the features of the next
-dearer anchor, to which a linear map of their own features is drawn (Romero et al. 2015, "FitNets",
-arXiv:1412.6550). The maps are thrown away; what they leave is a family whose blocks can be stitched.
-With `--distillation 0 --hints 0` the three know nothing of each other.
+All three learn in one loop from the labels of the same augmented batches. With `--hints` above 0, the
+default, the two cheaper networks also learn features: after the stem and every block a linear map of their
+own is drawn to those of the next dearer anchor (Romero et al. 2015, "FitNets", arXiv:1412.6550). The maps
+are thrown away; what they leave is a family whose blocks can be stitched. With `--hints 0` the three know
+nothing of each other. `--distillation` adds the base network's current answers as a teacher (Zhang et al.
+2018, "Deep Mutual Learning", arXiv:1706.00384, in one direction).
 
 Matrices of the blocks are updated by Muon, everything else by AdamW, both on a one-cycle schedule; bf16
 autocast. The training images that ship as the sample are left out, so that a build sees them as new. A
@@ -146,7 +145,7 @@ def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor)
 
 
 def losses(chains, hints, images, labels, arguments) -> torch.Tensor:
-    """Cross-entropy for all; for the cheaper ones also KL from the dearest one's answer, and hints."""
+    """Cross-entropy for all; for the cheaper ones hints, and KL from the dearest one's answer."""
     with torch.autocast("cpu", torch.bfloat16):
         walks = [list(chain.walk(images)) for chain in chains]
         logits = [chain.head(walk[-1]).float() for chain, walk in zip(chains, walks, strict=True)]
@@ -175,13 +174,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--family", choices=["deit-micro", "resnet-micro"], default="deit-micro")
-    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--epochs", type=int, default=22)
     parser.add_argument("--batch", type=int, default=200)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--smoothing", type=float, default=0.1)
-    parser.add_argument("--distillation", type=float, default=1.0, help="weight of the base network's answers")
-    parser.add_argument("--hints", type=float, default=2.0, help="weight of the features' part of the loss")
+    parser.add_argument("--distillation", type=float, default=0.0, help="weight of the base network's answers")
+    parser.add_argument("--hints", type=float, default=1.0, help="weight of the features' part of the loss")
     parser.add_argument("--cutout", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="use only so many training images")

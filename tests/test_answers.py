@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 from toys import random_batches, same_state, snapshot, three_chains
 
-from klas_zoo.answers import fit_stitches, measure_answers
 from klas_zoo.errors import SelectionError
 from klas_zoo.initialisation import initialise_stitches
 from klas_zoo.routes import Route, Seam
+from klas_zoo.selection.answers import fit_stitches, measure_answers
 from klas_zoo.supernet import Supernet
 
 FIT, HELDOUT = random_batches((16, 16)), random_batches((7, 5), seed=1)

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from test_similarity import drawn_probes
 from toys import random_batches, three_chains
 
-from klas_zoo.calibration import calibrate, every_other
 from klas_zoo.errors import SelectionError
-from klas_zoo.probes import log_probabilities, walk_pooled
+from klas_zoo.selection.calibration import calibrate, every_other
+from klas_zoo.selection.probes import log_probabilities, walk_pooled
 
 BATCHES = random_batches((9, 8, 7))
 

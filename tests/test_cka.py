@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from toys import IMAGE, MeanHead, calls, forget_calls, map_chain, random_batches, three_chains, token_chain
 
 from klas_zoo.chains import Chain
-from klas_zoo.cka import measure_cka
 from klas_zoo.errors import SelectionError
 from klas_zoo.routes import Seam
+from klas_zoo.selection.cka import measure_cka
 
 BATCHES = random_batches((9, 9))
 

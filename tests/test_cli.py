@@ -70,7 +70,7 @@ def test_routes_are_shown_for_people(tmp_path: Path) -> None:
 
 
 def test_every_selector_is_named_where_one_is_asked_for() -> None:
-    from klas_zoo.selectors import SELECTORS
+    from klas_zoo.selection.selectors import SELECTORS
 
     for command in ("build", "routes"):
         (option,) = (one for one in main.commands[command].params if one.name == "selector")

@@ -11,16 +11,16 @@ from test_probes import separable
 from torch import Tensor, nn
 from toys import IMAGE, MeanHead, calls, forget_calls, random_batches, three_chains
 
-from klas_zoo.candidates import SelectionSettings
 from klas_zoo.chains import Chain
 from klas_zoo.data import Batch
 from klas_zoo.errors import SelectionError
-from klas_zoo.measurements import Measurements, SelectionWarning
-from klas_zoo.measuring import Images, measure
-from klas_zoo.probes import ProbeSettings
 from klas_zoo.routes import Route
 from klas_zoo.selection import select
-from klas_zoo.selectors import SELECTORS
+from klas_zoo.selection.candidates import SelectionSettings
+from klas_zoo.selection.measurements import Measurements, SelectionWarning
+from klas_zoo.selection.measuring import Images, measure
+from klas_zoo.selection.probes import ProbeSettings
+from klas_zoo.selection.selectors import SELECTORS
 
 PROBING = ProbeSettings(epochs=2)
 PRICE = {"tiny": 1.0, "small": 3.0, "base": 10.0}

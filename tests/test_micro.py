@@ -15,7 +15,7 @@ def test_timm_knows_the_models_by_name() -> None:
     assert set(timm.list_models("deit_micro*")) == set(NAMES)
 
 
-@pytest.mark.parametrize(("name", "width"), [*zip(NAMES, (40, 80, 160), strict=True)])
+@pytest.mark.parametrize(("name", "width"), [*zip(NAMES, (20, 40, 80), strict=True)])
 def test_every_model_turns_small_images_into_sixteen_tokens_and_ten_logits(name: str, width: int) -> None:
     model = timm.create_model(name).eval()
     images = torch.randn(2, 3, 32, 32)
@@ -69,3 +69,13 @@ def test_a_local_mlp_mixes_a_token_with_its_neighbours_on_the_grid_only() -> Non
     moved[0, 5] += 1.0  # row 1, column 1
     changed = (mlp(moved) - mlp(tokens)).abs().sum(-1)[0].view(4, 4) > 1e-6
     assert changed.tolist() == [[True] * 3 + [False]] * 3 + [[False] * 4]
+
+
+@pytest.mark.parametrize(("name", "width"), [("tiny", 6), ("small", 12), ("base", 24)])
+def test_the_residual_networks_halve_the_resolution_once_before_their_stages(name: str, width: int) -> None:
+    model = timm.create_model(f"resnet_micro_{name}").eval()
+    images = torch.randn(2, 3, 32, 32)
+    stem = model.maxpool(model.act1(model.bn1(model.conv1(images))))
+    assert stem.shape == (2, width, 16, 16)
+    assert model.forward_features(images).shape == (2, 4 * width, 2, 2)
+    assert model(images).shape == (2, 10)

@@ -15,7 +15,7 @@ from klas_zoo.chains import Chain, can_stitch
 from klas_zoo.families import builtin_families
 from klas_zoo.profiles.macs import ChainCost, Cost, chain_cost, route_cost, seam_cost
 from klas_zoo.routes import Route, Seam
-from klas_zoo.snnet import window_seams
+from klas_zoo.selection.snnet import window_seams
 
 FAMILIES = builtin_families()
 ROUTES = {

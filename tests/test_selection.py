@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from toys import IMAGE, calls, map_chain, token_chain
 
 from klas_zoo import selection as selecting
-from klas_zoo.candidates import Cost, SelectionSettings
 from klas_zoo.chains import Chain, Layout
 from klas_zoo.errors import SelectionError, UnknownName
-from klas_zoo.measurements import Measurements
-from klas_zoo.pairs import choose_pairs, stitchable_pairs
 from klas_zoo.routes import Route, Seam
-from klas_zoo.scoring import LEAST_CAPACITY
 from klas_zoo.selection import Selection
-from klas_zoo.similarity import Similarities
+from klas_zoo.selection.candidates import Cost, SelectionSettings
+from klas_zoo.selection.measurements import Measurements
+from klas_zoo.selection.pairs import choose_pairs, stitchable_pairs
+from klas_zoo.selection.scoring import LEAST_CAPACITY
+from klas_zoo.selection.similarity import Similarities
 
 DEPTHS = {"tiny": 4, "small": 5, "base": 6}
 PER_BLOCK = {"tiny": 1.0, "small": 3.0, "base": 10.0}

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from test_selection import CHAINS, DEPTHS, cost, drawn
 
-from klas_zoo.candidates import Candidate, SelectionSettings
 from klas_zoo.errors import SelectionError, UnknownName
-from klas_zoo.latency_cost import latency_cost
-from klas_zoo.measurements import Measurements
 from klas_zoo.profiles.macs import ChainCost
 from klas_zoo.routes import Route, Seam
-from klas_zoo.scoring import LEAST_CAPACITY, keep_best
 from klas_zoo.selection import Selection, select
-from klas_zoo.selectors import SELECTORS, find_selector
+from klas_zoo.selection.candidates import Candidate, SelectionSettings
+from klas_zoo.selection.latency_cost import latency_cost
+from klas_zoo.selection.measurements import Measurements
+from klas_zoo.selection.scoring import LEAST_CAPACITY, keep_best
+from klas_zoo.selection.selectors import SELECTORS, find_selector
 
 PAIR = (("tiny", "base"),)
 SEAMS = [

@@ -15,8 +15,8 @@ from toys import CLASSES, calls, forget_calls, map_chain, random_batches, rebatc
 from klas_zoo.chains import Chain
 from klas_zoo.data import Batch
 from klas_zoo.errors import SelectionError
-from klas_zoo.probes import Probes, log_probabilities
-from klas_zoo.similarity import Similarities, measure_outputs, measure_similarities
+from klas_zoo.selection.probes import Probes, log_probabilities
+from klas_zoo.selection.similarity import Similarities, measure_outputs, measure_similarities
 
 PAIRS = [
     *[("tiny", "tiny"), ("tiny", "small"), ("tiny", "base")],
@@ -152,7 +152,7 @@ def test_memory_does_not_grow_with_the_number_of_images(
         alive.append(weakref.ref(logs))
         return logs
 
-    monkeypatch.setattr("klas_zoo.similarity.log_probabilities", watched)
+    monkeypatch.setattr("klas_zoo.selection.similarity.log_probabilities", watched)
     before = {pair: table.nbytes for pair, table in measure_similarities(chains, probes, BATCHES).between.items()}
     after = measure_similarities(chains, probes, BATCHES * 3)
     assert {pair: table.nbytes for pair, table in after.between.items()} == before

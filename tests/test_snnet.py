@@ -8,13 +8,13 @@ from itertools import pairwise
 import pytest
 from toys import map_chain, staged_chain, token_chain
 
-from klas_zoo.candidates import SelectionSettings
 from klas_zoo.chains import Chain
 from klas_zoo.errors import SelectionError
-from klas_zoo.measurements import Measurements
 from klas_zoo.routes import Route
 from klas_zoo.selection import Selection, select
-from klas_zoo.snnet import Stage, paired, stages, unpaired, window_seams
+from klas_zoo.selection.candidates import SelectionSettings
+from klas_zoo.selection.measurements import Measurements
+from klas_zoo.selection.snnet import Stage, paired, stages, unpaired, window_seams
 
 
 def chosen(chains: dict[str, Chain], *, pairs: tuple[tuple[str, str], ...] | None = None) -> Selection:

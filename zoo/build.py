@@ -25,8 +25,6 @@ import numpy as np
 import torch
 
 from klas_zoo.anchors import Family
-from klas_zoo.candidates import Cost as RouteCost
-from klas_zoo.candidates import SelectionSettings
 from klas_zoo.chains import Chain
 from klas_zoo.data import Batch, Data, Split, batches
 from klas_zoo.engines import EngineMaker, RouteResult, time_anchors
@@ -34,18 +32,20 @@ from klas_zoo.errors import ExportError
 from klas_zoo.evaluation import evaluate
 from klas_zoo.frontier import frontier
 from klas_zoo.initialisation import initialise_stitches
-from klas_zoo.latency_cost import latency_cost
-from klas_zoo.measurements import Measurements
-from klas_zoo.measuring import Advance, Images, measure
-from klas_zoo.pairs import stitchable_pairs
-from klas_zoo.probes import ProbeSettings
 from klas_zoo.profiles.devices import Device
 from klas_zoo.profiles.macs import ChainCost, Cost, chain_cost, route_cost, seam_cost
 from klas_zoo.records import BuildRecord, NewEngine
 from klas_zoo.registry import Registry
 from klas_zoo.routes import Route, Seam
 from klas_zoo.selection import Selection, select
-from klas_zoo.selectors import find_selector
+from klas_zoo.selection.candidates import Cost as RouteCost
+from klas_zoo.selection.candidates import SelectionSettings
+from klas_zoo.selection.latency_cost import latency_cost
+from klas_zoo.selection.measurements import Measurements
+from klas_zoo.selection.measuring import Advance, Images, measure
+from klas_zoo.selection.pairs import stitchable_pairs
+from klas_zoo.selection.probes import ProbeSettings
+from klas_zoo.selection.selectors import find_selector
 from klas_zoo.streams import images_of
 from klas_zoo.supernet import Supernet
 from klas_zoo.tuning import TuningSettings, tune

@@ -20,8 +20,8 @@ from klas_zoo.errors import KlasZooError, UsageError
 
 if TYPE_CHECKING:
     from klas_zoo.build import BuildSettings
-    from klas_zoo.candidates import SelectionSettings
     from klas_zoo.families import FamilySpec
+    from klas_zoo.selection.candidates import SelectionSettings
 
 # what a full, read-only or forbidden disk answers, wherever in a build it happens
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
@@ -155,7 +155,7 @@ def _settings(spec: FamilySpec, options: dict[str, Any]) -> BuildSettings:
     from dataclasses import replace
 
     from klas_zoo.build import BuildSettings
-    from klas_zoo.probes import ProbeSettings
+    from klas_zoo.selection.probes import ProbeSettings
     from klas_zoo.tuning import PRESETS
 
     if options["random_weights"] and options["weights"] is not None:
@@ -194,8 +194,8 @@ def _settings(spec: FamilySpec, options: dict[str, Any]) -> BuildSettings:
 
 
 def _selection(spec: FamilySpec, options: dict[str, Any]) -> SelectionSettings:
-    from klas_zoo.candidates import SelectionSettings
-    from klas_zoo.selectors import find_selector
+    from klas_zoo.selection.candidates import SelectionSettings
+    from klas_zoo.selection.selectors import find_selector
 
     return SelectionSettings(
         buckets=options["buckets"],

@@ -23,7 +23,7 @@ from torch import nn
 
 DEPTH = 8
 GRID = 4  # the stem leaves 4×4 tokens of a 32×32 image
-HEAD_DIM = 40
+HEAD_DIM = 20
 
 
 class ConvStem(nn.Module):
@@ -119,20 +119,20 @@ def _build_deit(
 
 @register_model
 def deit_micro_tiny(pretrained: bool = False, **kwargs: object) -> VisionTransformer:
-    """Width 40, the cheapest anchor."""
-    return _build_deit("deit_micro_tiny", (12, 24, 36), 40, pretrained, **kwargs)
+    """Width 20, the cheapest anchor."""
+    return _build_deit("deit_micro_tiny", (8, 12, 18), 20, pretrained, **kwargs)
 
 
 @register_model
 def deit_micro_small(pretrained: bool = False, **kwargs: object) -> VisionTransformer:
-    """Width 80."""
-    return _build_deit("deit_micro_small", (20, 40, 64), 80, pretrained, **kwargs)
+    """Width 40."""
+    return _build_deit("deit_micro_small", (12, 24, 36), 40, pretrained, **kwargs)
 
 
 @register_model
 def deit_micro_base(pretrained: bool = False, **kwargs: object) -> VisionTransformer:
-    """Width 160, the dearest anchor."""
-    return _build_deit("deit_micro_base", (32, 64, 112), 160, pretrained, **kwargs)
+    """Width 80, the dearest anchor."""
+    return _build_deit("deit_micro_base", (20, 40, 64), 80, pretrained, **kwargs)
 
 
 def _build_resnet(variant: str, width: int, pretrained: bool, **overrides: Any) -> ResNet:
@@ -150,17 +150,17 @@ def _build_resnet(variant: str, width: int, pretrained: bool, **overrides: Any) 
 
 @register_model
 def resnet_micro_tiny(pretrained: bool = False, **kwargs: object) -> ResNet:
-    """10 to 40 channels, the cheapest anchor."""
-    return _build_resnet("resnet_micro_tiny", 10, pretrained, **kwargs)
+    """6 to 24 channels, the cheapest anchor."""
+    return _build_resnet("resnet_micro_tiny", 6, pretrained, **kwargs)
 
 
 @register_model
 def resnet_micro_small(pretrained: bool = False, **kwargs: object) -> ResNet:
-    """20 to 80 channels."""
-    return _build_resnet("resnet_micro_small", 20, pretrained, **kwargs)
+    """12 to 48 channels."""
+    return _build_resnet("resnet_micro_small", 12, pretrained, **kwargs)
 
 
 @register_model
 def resnet_micro_base(pretrained: bool = False, **kwargs: object) -> ResNet:
-    """40 to 160 channels, the dearest anchor."""
-    return _build_resnet("resnet_micro_base", 40, pretrained, **kwargs)
+    """24 to 96 channels, the dearest anchor."""
+    return _build_resnet("resnet_micro_base", 24, pretrained, **kwargs)

@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from klas_zoo.build import BuildResult
-from klas_zoo.candidates import Candidate
 from klas_zoo.engines import RouteResult
 from klas_zoo.files import replacing
 from klas_zoo.frontier import above_the_line, area
-from klas_zoo.selectors import find_selector
+from klas_zoo.selection.candidates import Candidate
+from klas_zoo.selection.selectors import find_selector
 from klas_zoo.units import format_latency, format_macs, format_size
 
 SCHEMA_VERSION = 1

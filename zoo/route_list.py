@@ -13,19 +13,19 @@ from rich.table import Table
 
 from klas_zoo.anchors import Family, load_family
 from klas_zoo.build import part_costs, route_costs
-from klas_zoo.candidates import Candidate, SelectionSettings
 from klas_zoo.chains import Chain
 from klas_zoo.data import load_data
 from klas_zoo.errors import SelectionError
 from klas_zoo.families import FamilySpec
-from klas_zoo.latency_cost import latency_cost
-from klas_zoo.measurements import Measurements, Need
-from klas_zoo.measuring import Stage, measure
-from klas_zoo.probes import ProbeSettings
 from klas_zoo.profiles.macs import Cost
 from klas_zoo.routes import Route
 from klas_zoo.selection import select
-from klas_zoo.selectors import find_selector
+from klas_zoo.selection.candidates import Candidate, SelectionSettings
+from klas_zoo.selection.latency_cost import latency_cost
+from klas_zoo.selection.measurements import Measurements, Need
+from klas_zoo.selection.measuring import Stage, measure
+from klas_zoo.selection.probes import ProbeSettings
+from klas_zoo.selection.selectors import find_selector
 from klas_zoo.streams import images_of
 from klas_zoo.tuning import PRESETS
 from klas_zoo.units import format_macs

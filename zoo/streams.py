@@ -8,8 +8,8 @@ from itertools import islice
 import torch
 
 from klas_zoo.data import Data, batches
-from klas_zoo.measuring import Images
-from klas_zoo.probes import ProbeSettings
+from klas_zoo.selection.measuring import Images
+from klas_zoo.selection.probes import ProbeSettings
 
 
 def images_of(

@@ -11,9 +11,9 @@
 
 from __future__ import annotations
 
-from klas_zoo.candidates import Candidate
-from klas_zoo.measurements import Measurements
-from klas_zoo.scoring import Terms, by_score, gamma, value_of
+from klas_zoo.selection.candidates import Candidate
+from klas_zoo.selection.measurements import Measurements
+from klas_zoo.selection.scoring import Terms, by_score, gamma, value_of
 
 
 def _gamma_and_residual(candidate: Candidate, measured: Measurements) -> tuple[float, Terms]:

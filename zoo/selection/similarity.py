@@ -23,7 +23,7 @@ from klas_zoo.chains import Chain
 from klas_zoo.data import Batch
 from klas_zoo.errors import SelectionError
 from klas_zoo.modes import evaluating
-from klas_zoo.probes import log_probabilities
+from klas_zoo.selection.probes import log_probabilities
 
 FloatArray = np.ndarray
 

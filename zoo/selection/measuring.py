@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
-from klas_zoo.answers import fit_stitches, measure_answers
-from klas_zoo.calibration import calibrate, every_other
-from klas_zoo.candidates import Cost, SelectionSettings, candidates_of
 from klas_zoo.chains import Chain
-from klas_zoo.cka import measure_cka
 from klas_zoo.data import Batch
 from klas_zoo.errors import SelectionError
-from klas_zoo.measurements import Measurements, Need, SelectionWarning
-from klas_zoo.probes import ProbeSettings, train_probes
 from klas_zoo.routes import Seam
 from klas_zoo.selection import pairs_of
-from klas_zoo.selectors import find_selector
-from klas_zoo.similarity import Similarities, measure_outputs, measure_similarities
+from klas_zoo.selection.answers import fit_stitches, measure_answers
+from klas_zoo.selection.calibration import calibrate, every_other
+from klas_zoo.selection.candidates import Cost, SelectionSettings, candidates_of
+from klas_zoo.selection.cka import measure_cka
+from klas_zoo.selection.measurements import Measurements, Need, SelectionWarning
+from klas_zoo.selection.probes import ProbeSettings, train_probes
+from klas_zoo.selection.selectors import find_selector
+from klas_zoo.selection.similarity import Similarities, measure_outputs, measure_similarities
 
 Advance = Callable[[int, str], None]
 Stage = Callable[[str, int, str], AbstractContextManager[Advance]]

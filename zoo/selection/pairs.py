@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
 from math import inf
 
-from klas_zoo.candidates import Cost, Pair, SelectionSettings
 from klas_zoo.chains import Chain, can_stitch, mismatch
 from klas_zoo.errors import SelectionError, UnknownName
 from klas_zoo.routes import Route
+from klas_zoo.selection.candidates import Cost, Pair, SelectionSettings
 
 
 def choose_pairs(names: Sequence[str], output_distance: Mapping[Pair, float]) -> tuple[Pair, ...]:

@@ -23,10 +23,10 @@ from itertools import groupby
 
 from torch import nn
 
-from klas_zoo.candidates import Candidate, Cost, Pair, to_candidates
 from klas_zoo.chains import Chain, Shape, can_stitch
 from klas_zoo.errors import SelectionError
 from klas_zoo.routes import Seam
+from klas_zoo.selection.candidates import Candidate, Cost, Pair, to_candidates
 
 
 @dataclass(frozen=True, kw_only=True)

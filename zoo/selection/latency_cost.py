@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from klas_zoo.candidates import Cost
 from klas_zoo.errors import SelectionError
 from klas_zoo.profiles.macs import ChainCost
 from klas_zoo.routes import Route
+from klas_zoo.selection.candidates import Cost
 
 
 def latency_cost(chains: Mapping[str, ChainCost], anchors_ms: Mapping[str, float], macs: Cost) -> Cost:

@@ -24,7 +24,7 @@ class SelectionSettings:
         buckets: of equal width in cost, between the two anchors of a pair.
         tolerance: τ; a bucket keeps its best candidate and all within this share of its score.
         pairs: (cheaper, dearer) anchors to stitch, instead of those the selector would choose.
-        selector: a name of `klas_zoo.selectors.SELECTORS`.
+        selector: a name of `klas_zoo.selection.selectors.SELECTORS`.
         most: keep the best so many of each bucket, whatever τ says, and cover no target blocks, so
             that two selectors keep equally many. None: the rule of τ. Rules (`snnet`, `all`) keep theirs.
         seed: of the selectors that draw.

@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from klas_zoo.candidates import Candidate, Cost, Pair, SelectionSettings, candidates_of
 from klas_zoo.chains import Chain
 from klas_zoo.errors import SelectionError
-from klas_zoo.measurements import Measurements, Need
+from klas_zoo.selection.candidates import Candidate, Cost, Pair, SelectionSettings, candidates_of
+from klas_zoo.selection.measurements import Measurements, Need
 
 # Θ between neighbouring blocks below this, in nats, is noise of the estimate, not capacity
 LEAST_CAPACITY = 1e-4

@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from klas_zoo.candidates import Candidate
 from klas_zoo.errors import UnknownName
-from klas_zoo.measurements import Measurements
-from klas_zoo.own_selectors import OWN
-from klas_zoo.scoring import Problem, Selector, Terms, by_score, gamma, value_of
-from klas_zoo.snnet import choose_by_windows
+from klas_zoo.selection.candidates import Candidate
+from klas_zoo.selection.measurements import Measurements
+from klas_zoo.selection.own import OWN
+from klas_zoo.selection.scoring import Problem, Selector, Terms, by_score, gamma, value_of
+from klas_zoo.selection.snnet import choose_by_windows
 
 
 def _mismatch(candidate: Candidate, measured: Measurements) -> tuple[float, Terms]:

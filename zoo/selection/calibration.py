@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from klas_zoo.chains import Chain
 from klas_zoo.data import Batch
 from klas_zoo.errors import SelectionError
-from klas_zoo.probes import Probes, walk_pooled
+from klas_zoo.selection.probes import Probes, walk_pooled
 
 # t from 1/16 to 16 in steps of 9 %; a parabola through the best three finds the rest
 _GRID = torch.logspace(-4, 4, 65, base=2, dtype=torch.float64)

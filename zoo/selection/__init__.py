@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from klas_zoo.candidates import Candidate, Cost, Pair, SelectionSettings
 from klas_zoo.chains import Chain
 from klas_zoo.errors import SelectionError
-from klas_zoo.measurements import Measurements
-from klas_zoo.pairs import choose_pairs, neighbours, stitchable_pairs
 from klas_zoo.routes import Route
-from klas_zoo.scoring import Problem, Selector
-from klas_zoo.selectors import find_selector
+from klas_zoo.selection.candidates import Candidate, Cost, Pair, SelectionSettings
+from klas_zoo.selection.measurements import Measurements
+from klas_zoo.selection.pairs import choose_pairs, neighbours, stitchable_pairs
+from klas_zoo.selection.scoring import Problem, Selector
+from klas_zoo.selection.selectors import find_selector
 
 
 @dataclass(frozen=True, kw_only=True)

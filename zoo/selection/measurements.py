@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from klas_zoo.candidates import Pair
 from klas_zoo.errors import SelectionError
 from klas_zoo.routes import Seam
-from klas_zoo.similarity import Similarities
+from klas_zoo.selection.candidates import Pair
+from klas_zoo.selection.similarity import Similarities
 
 Values = Mapping[Seam, float]
 Need = Literal["outputs", "probes", "calibrated", "cka", "residual", "accuracy", "output_kl", "latency_ms"]
