@@ -1,7 +1,7 @@
 """Does KLAS beat its rivals? Every selector, tuned alike, on full CIFAR-10 and real trained families.
 
     python benchmarks/compare_selectors.py --data data/cifar10                   # everything: hours on 2 cores
-    python benchmarks/compare_selectors.py --data data/cifar10 --families deit-micro --seeds 0 --steps 100
+    python benchmarks/compare_selectors.py --data data/cifar10 --families deit-micro benchmarks/resnet-micro.toml
 
 For each family and seed all measurements are taken once; then each selector's stitches are fitted, tuned
 for the same number of steps on the same batches, and scored on the same test images. Besides these
@@ -34,7 +34,8 @@ import torch
 from torch import Tensor
 
 from klas_zoo.anchors import Family, load_family
-from klas_zoo.build import route_costs, versions
+from klas_zoo.build import versions
+from klas_zoo.costs import route_costs
 from klas_zoo.data import Batch, Data, Split, batches, load_data
 from klas_zoo.evaluation import evaluate
 from klas_zoo.families import find_family
@@ -298,7 +299,7 @@ def done(file: Path, *keys: str) -> set[tuple[str, ...]]:
 
 
 def run_family(name: str, arguments: argparse.Namespace) -> None:
-    folder = HERE / name
+    folder = HERE / find_family(name).name
     folder.mkdir(parents=True, exist_ok=True)
     for seed in arguments.seeds:
         job = open_job(name, seed, arguments)
@@ -315,7 +316,7 @@ def run_family(name: str, arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 (prepare_cifar10.py makes it)")
-    parser.add_argument("--families", nargs="+", default=["deit-micro", "resnet-micro"])
+    parser.add_argument("--families", nargs="+", default=["deit-micro"], help="names or family files")
     parser.add_argument("--selectors", nargs="+", default=[*SELECTORS, *OTHERS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300, help="of tuning, the same for every selector")

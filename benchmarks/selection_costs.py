@@ -31,8 +31,8 @@ from record import write_record
 from torch import Tensor, nn
 
 from klas_zoo.anchors import Family, load_family
-from klas_zoo.build import part_costs, route_costs
 from klas_zoo.chains import Chain
+from klas_zoo.costs import part_costs, route_costs
 from klas_zoo.data import Batch
 from klas_zoo.evaluation import evaluate
 from klas_zoo.families import find_family

@@ -19,9 +19,9 @@ import click
 from klas_zoo.errors import KlasZooError, UsageError
 
 if TYPE_CHECKING:
-    from klas_zoo.build import BuildSettings
     from klas_zoo.families import FamilySpec
     from klas_zoo.selection.candidates import SelectionSettings
+    from klas_zoo.stages import BuildSettings
 
 # what a full, read-only or forbidden disk answers, wherever in a build it happens
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
@@ -154,8 +154,8 @@ def _settings(spec: FamilySpec, options: dict[str, Any]) -> BuildSettings:
     """Flat command-line options to settings; what is not said comes from the preset."""
     from dataclasses import replace
 
-    from klas_zoo.build import BuildSettings
     from klas_zoo.selection.probes import ProbeSettings
+    from klas_zoo.stages import BuildSettings
     from klas_zoo.tuning import PRESETS
 
     if options["random_weights"] and options["weights"] is not None:

@@ -17,7 +17,7 @@ class _Speed(ProgressColumn):
 
 
 class ConsoleListener:
-    """Shows the stages of a build; implements klas_zoo.build.Listener."""
+    """Shows the stages of a build; implements klas_zoo.stages.Listener."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -12,8 +12,8 @@ from typing import Any
 from rich.table import Table
 
 from klas_zoo.anchors import Family, load_family
-from klas_zoo.build import part_costs, route_costs
 from klas_zoo.chains import Chain
+from klas_zoo.costs import part_costs, route_costs
 from klas_zoo.data import load_data
 from klas_zoo.errors import SelectionError
 from klas_zoo.families import FamilySpec

@@ -73,7 +73,7 @@ def measure(
 
     Args:
         cost: multiply-adds of a route; says which stitches lie between their anchors.
-        stage: told about each pass over the images, as klas_zoo.build.Listener is.
+        stage: told about each pass over the images, as klas_zoo.stages.Listener is.
         warn: given a sentence where the result may mean little.
 
     Raises:
