@@ -15,7 +15,7 @@ def test_timm_knows_the_models_by_name() -> None:
     assert set(timm.list_models("deit_micro*")) == set(NAMES)
 
 
-@pytest.mark.parametrize(("name", "width"), [*zip(NAMES, (16, 32, 64), strict=True)])
+@pytest.mark.parametrize(("name", "width"), [*zip(NAMES, (20, 40, 80), strict=True)])
 def test_every_model_turns_small_images_into_tokens_on_a_grid_and_ten_logits(name: str, width: int) -> None:
     model = timm.create_model(name).eval()
     images = torch.randn(2, 3, 32, 32)
@@ -44,7 +44,7 @@ def test_there_are_no_weights_on_the_hub() -> None:
 
 
 def test_the_stem_keeps_the_order_of_rows_and_columns() -> None:
-    stem = ConvStem((2, 2), 5).eval()
+    stem = ConvStem((2, 2, 2), 5).eval()
     images = torch.zeros(1, 3, 32, 32)
     base = stem(images)
     images[..., 30:, :2] = 100.0  # the lower left corner

@@ -22,14 +22,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 DEPTH = 8
-GRID = 8  # the stem leaves 8×8 tokens of a 32×32 image
-HEAD_DIM = 16
+GRID = 4  # the stem leaves 4×4 tokens of a 32×32 image
+HEAD_DIM = 20
 
 
 class ConvStem(nn.Module):
-    """Convolutions 3×3 that turn (B, 3, 32, 32) into tokens (B, 64, embed_dim).
+    """Convolutions 3×3 that turn (B, 3, 32, 32) into tokens (B, 16, embed_dim).
 
-    The first convolution keeps the resolution, the others halve it. Written to
+    The first convolution keeps the resolution, the other three halve it. Written to
     timm's contract for an `embed_layer`: an attribute `num_patches` and a forward
     pass that returns tokens.
     """
@@ -57,7 +57,7 @@ class ConvStem(nn.Module):
 class LocalMlp(nn.Module):
     """Linear, depthwise convolution 3×3 over the token grid with a skip, GELU, Linear.
 
-    (B, 64, in_features) → (B, 64, in_features). Written to timm's contract for an `mlp_layer`.
+    (B, 16, in_features) → (B, 16, in_features). Written to timm's contract for an `mlp_layer`.
     """
 
     def __init__(self, in_features: int, hidden_features: int, **_: object) -> None:
@@ -119,20 +119,20 @@ def _build_deit(
 
 @register_model
 def deit_micro_tiny(pretrained: bool = False, **kwargs: object) -> VisionTransformer:
-    """Width 16, the cheapest anchor."""
-    return _build_deit("deit_micro_tiny", (8, 12), 16, pretrained, **kwargs)
+    """Width 20, the cheapest anchor."""
+    return _build_deit("deit_micro_tiny", (8, 12, 18), 20, pretrained, **kwargs)
 
 
 @register_model
 def deit_micro_small(pretrained: bool = False, **kwargs: object) -> VisionTransformer:
-    """Width 32."""
-    return _build_deit("deit_micro_small", (16, 24), 32, pretrained, **kwargs)
+    """Width 40."""
+    return _build_deit("deit_micro_small", (12, 24, 36), 40, pretrained, **kwargs)
 
 
 @register_model
 def deit_micro_base(pretrained: bool = False, **kwargs: object) -> VisionTransformer:
-    """Width 64, the dearest anchor."""
-    return _build_deit("deit_micro_base", (32, 48), 64, pretrained, **kwargs)
+    """Width 80, the dearest anchor."""
+    return _build_deit("deit_micro_base", (20, 40, 64), 80, pretrained, **kwargs)
 
 
 def _build_resnet(variant: str, width: int, pretrained: bool, **overrides: Any) -> ResNet:
