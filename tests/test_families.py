@@ -158,7 +158,6 @@ def test_the_built_in_families_are_those_of_the_papers_order_of_cost() -> None:
         "efficientnet": ["mobile", "b0", "b1", "b2"],
         "levit": ["levit192", "levit256"],
         "resnet": ["resnet18", "resnet50"],
-        "resnet-micro": ["tiny", "small", "base"],
         "resnet-swin": ["resnet18", "swin-tiny"],
         "swin": ["tiny", "small", "base"],
         "swinv2": ["tiny", "small", "base"],
