@@ -1,0 +1,145 @@
+"""`klas-zoo build`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from klas_zoo.cli.options import SELECTORS_HELP, json_option, registry_option, selection_settings
+from klas_zoo.errors import UsageError
+
+if TYPE_CHECKING:
+    from klas_zoo.families import FamilySpec
+    from klas_zoo.stages import BuildSettings
+
+
+@click.command()
+@click.option("--family", required=True, help="A built-in family (klas-zoo families), or a TOML file of your own.")
+@click.option("--device", default="cpu", show_default=True, help="What the engines are made for and timed on.")
+@click.option("--data", type=click.Path(path_type=Path), help="Image folder (train/ and val/), or CIFAR-10. Default: the family's sample.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Folder with a checkpoint for every anchor.")
+@click.option("--random-weights", is_flag=True, help="Go without weights; accuracies mean nothing.")
+@click.option("--preset", type=click.Choice(["quick", "paper"]), help="Settings of tuning. Default: the family's.")
+@click.option("--tune-steps", type=click.IntRange(min=0), help="Optimiser steps; 0 keeps the closed-form stitching layers.")
+@click.option("--tune-epochs", type=click.IntRange(min=1), help="Epochs, instead of steps.")
+@click.option("--tune-batch", type=click.IntRange(min=1), help="Images per step.")
+@click.option("--anchor-lr", type=click.FloatRange(min=0), help="Peak learning rate of the anchors.")
+@click.option("--stitch-lr", type=click.FloatRange(min=0), help="Peak learning rate of the stitching layers.")
+@click.option("--weight-decay", type=click.FloatRange(min=0), help="AdamW's, on matrices.")
+@click.option("--warmup", type=click.FloatRange(0, 1), help="Share of the steps in which the rates rise.")
+@click.option("--distillation", type=click.FloatRange(0, 1), help="Weight of the largest anchor's answers in the loss.")
+@click.option("--hard/--soft", default=None, help="Distil the teacher's class, or its distribution.")
+@click.option("--clip", type=click.FloatRange(min=0), help="Largest norm of the gradient; 0 does not clip.")
+@click.option("--augmentation", type=click.Choice(["light", "strong"]), help="Crop and flip, or RandAugment and erasing too.")
+@click.option("--tune-precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of products while tuning; weights stay fp32.")
+@click.option("--init-images", type=click.IntRange(min=1), help="Images the stitching layers are fitted to.")
+@click.option("--probe-epochs", type=click.IntRange(min=1), default=4, show_default=True, help="Epochs of the probes.")
+@click.option("--probe-batch", type=click.IntRange(min=2), default=64, show_default=True, help="Images per step of the probes.")
+@click.option("--probe-lr", type=click.FloatRange(min=0, min_open=True), default=0.01, show_default=True, help="Learning rate of the probes.")
+@click.option("--buckets", type=click.IntRange(min=1), default=20, show_default=True, help="Cost buckets between two anchors.")
+@click.option("--tolerance", type=click.FloatRange(min=0), default=0.05, show_default=True, help="τ: keep what is within this share of a bucket's best Γ.")
+@click.option("--selector", default="klas", show_default=True, help=SELECTORS_HELP)
+@click.option("--most", type=click.IntRange(min=1), help="Keep the best so many stitches of each bucket, whatever τ says.")
+@click.option("--pair", "pairs", multiple=True, metavar="SOURCE:TARGET", help="Stitch these anchors instead of those the selector would; repeatable.")
+@click.option("--batch", type=click.IntRange(min=1), default=100, show_default=True, help="Images per forward pass outside tuning.")
+@click.option("--latency-batch", "latency_batches", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True, help="Batch size to time engines at; repeatable.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of onnxruntime. Default: one for each physical core.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that decode images.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything that is random.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where report.json and frontier.png go. Default: in the registry.")
+@registry_option
+@json_option
+def build(family: str, device: str, registry: Path | None, out: Path | None, as_json: bool, **options: Any) -> None:
+    """Probe, select, stitch, tune, export, verify, time and register a family."""
+    from klas_zoo.families import find_family
+    from klas_zoo.profiles.devices import resolve_device
+
+    spec = find_family(family)
+    target = resolve_device(device)
+    from klas_zoo.registry import Registry
+
+    place = Registry.open(registry, create=True)
+
+    from rich.console import Console
+
+    from klas_zoo.progress import ConsoleListener
+
+    errors = Console(stderr=True)
+    listener = ConsoleListener(errors)
+    settings = build_settings(spec, options)
+    if options["random_weights"]:
+        listener.say("RANDOM WEIGHTS: nobody trained these networks; accuracies mean nothing.")
+    from klas_zoo import build as building
+    from klas_zoo import report
+    from klas_zoo.anchors import load_family
+    from klas_zoo.data import load_data
+
+    loaded = load_family(
+        spec, weights_folder=options["weights"], random_weights=options["random_weights"], seed=options["seed"]
+    )
+    images = load_data(
+        options["data"],
+        sample=spec.sample,
+        num_classes=loaded.num_classes,
+        data_config=loaded.data_config,
+        augmentation=settings.tuning.augmentation,
+        seed=options["seed"],
+    )
+    result = building.build(loaded, images, settings, device=target, registry=place, listener=listener)
+    folder = out or place.root / "reports" / f"{result.build_id:04d}-{spec.name}-{target.name}"
+    files = report.write_report(result, folder)
+    if as_json:
+        click.echo(json.dumps(report.to_json(result), sort_keys=True))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(report.selection_table(result), report.frontier_table(result), report.summary(result))
+    for file in files:
+        click.echo(f"Written: {file}")
+    click.echo(f"Registered as build {result.build_id} in {place.root}")
+
+
+def build_settings(spec: FamilySpec, options: dict[str, Any]) -> BuildSettings:
+    """Flat command-line options to settings; what is not said comes from the preset."""
+    from dataclasses import replace
+
+    from klas_zoo.selection.probes import ProbeSettings
+    from klas_zoo.stages import BuildSettings
+    from klas_zoo.tuning import PRESETS
+
+    if options["random_weights"] and options["weights"] is not None:
+        raise UsageError("--random-weights and --weights contradict each other: say one.")
+    if options["tune_steps"] is not None and options["tune_epochs"] is not None:
+        raise UsageError("--tune-steps and --tune-epochs contradict each other: say one.")
+    said = {
+        "steps": options["tune_steps"],
+        "epochs": options["tune_epochs"],
+        "batch": options["tune_batch"],
+        "anchor_rate": options["anchor_lr"],
+        "stitch_rate": options["stitch_lr"],
+        "precision": options["tune_precision"],
+        **{name: options[name] for name in ("weight_decay", "warmup", "distillation", "hard", "clip")},
+        **{name: options[name] for name in ("augmentation", "init_images", "seed")},
+    }
+    tuning = replace(
+        PRESETS[options["preset"] or spec.preset], **{name: value for name, value in said.items() if value is not None}
+    )
+    if options["tune_epochs"] is not None:
+        tuning = replace(tuning, steps=None)
+    if options["clip"] == 0:
+        tuning = replace(tuning, clip=None)
+    return BuildSettings(
+        probes=ProbeSettings(
+            epochs=options["probe_epochs"], batch=options["probe_batch"], learning_rate=options["probe_lr"]
+        ),
+        selection=selection_settings(spec, options),
+        tuning=tuning,
+        batch=options["batch"],
+        latency_batches=tuple(dict.fromkeys(options["latency_batches"])),
+        threads=options["threads"],
+        workers=options["workers"],
+        seed=options["seed"],
+    )

@@ -1,0 +1,73 @@
+"""`klas-zoo list` and `klas-zoo families`: what is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from klas_zoo.cli.options import json_option, registry_option
+
+
+@click.command("list")
+@click.option("--family", help="Only this one.")
+@click.option("--device", help="Only this one.")
+@click.option("--route", help="Only this one.")
+@registry_option
+@json_option
+def list_engines(
+    family: str | None, device: str | None, route: str | None, registry: Path | None, as_json: bool
+) -> None:
+    """Show the registered engines."""
+    from klas_zoo.errors import UnknownName
+    from klas_zoo.registry import Registry
+
+    place = Registry.open(registry, create=False)
+    engines = place.engines()
+    for kind, wanted in (("family", family), ("device", device), ("route", route)):
+        known = {str(getattr(one, kind)) for one in engines}
+        if wanted is not None and wanted not in known:
+            raise UnknownName(kind, wanted, known, "Only what is registered can be listed.")
+        engines = [one for one in engines if wanted in (None, str(getattr(one, kind)))]
+    if as_json:
+        click.echo(json.dumps([one.to_json() for one in engines], sort_keys=True))
+        return
+    if not engines:
+        click.echo(f"The registry {place.root} is empty: run klas-zoo build first.")
+        return
+    from klas_zoo.tables import engines_table, show
+
+    show(engines_table(engines))
+
+
+
+@click.command()
+@json_option
+def families(as_json: bool) -> None:
+    """Show the families that can be built."""
+    from klas_zoo.families import builtin_families
+
+    found = builtin_families()
+    if as_json:
+        click.echo(
+            json.dumps(
+                [
+                    {
+                        "family": spec.name,
+                        "description": spec.description,
+                        "input_shape": spec.input_shape,
+                        "num_classes": spec.num_classes,
+                        "anchors": [{"anchor": a.name, "model": a.model} for a in spec.anchors],
+                        "preset": spec.preset,
+                    }
+                    for spec in found.values()
+                ],
+                sort_keys=True,
+            )
+        )
+        return
+    for spec in found.values():
+        click.echo(f"{spec.name}: {spec.description}")
+        click.echo(f"    {' < '.join(f'{a.name} ({a.model})' for a in spec.anchors)}")
+    click.echo("A family of your own is a TOML file: klas-zoo build --family mine.toml")

@@ -1,0 +1,54 @@
+"""Options that several commands share, and what they mean to the library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from klas_zoo.errors import UsageError
+
+if TYPE_CHECKING:
+    from klas_zoo.families import FamilySpec
+    from klas_zoo.selection.candidates import SelectionSettings
+
+
+def registry_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--registry",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Folder of the registry. Default: $KLAS_ZOO_REGISTRY, else the user's data folder.",
+    )(command)
+
+
+SELECTORS_HELP = (
+    "What chooses the stitches: klas, klas-latency, kl-only, ce, cka, mse, direct, snnet, random, all, klas-mse, "
+    "klas-calibrated or output-kl (docs/selection.md)."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def selection_settings(spec: FamilySpec, options: dict[str, Any]) -> SelectionSettings:
+    from klas_zoo.selection.candidates import SelectionSettings
+    from klas_zoo.selection.selectors import find_selector
+
+    return SelectionSettings(
+        buckets=options["buckets"],
+        tolerance=options["tolerance"],
+        pairs=anchor_pairs(spec, options["pairs"]),
+        selector=find_selector(options["selector"]).name,
+        most=options["most"],
+        seed=options["seed"],
+    )
+
+
+def anchor_pairs(spec: FamilySpec, texts: tuple[str, ...]) -> tuple[tuple[str, str], ...] | None:
+    pairs = []
+    for text in texts:
+        source, colon, target = text.partition(":")
+        if not colon:
+            raise UsageError(f"--pair '{text}' is not SOURCE:TARGET, for example tiny:small.")
+        pairs.append((spec.anchor(source).name, spec.anchor(target).name))
+    return tuple(dict.fromkeys(pairs)) or None
