@@ -16,7 +16,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -143,8 +143,7 @@ class Registry:
         values = {**vars(build), **texts, "current": 1}
         with database.in_one_sentence(self.root, "written"):
             stored = [self._store(engine.file) for engine in engines]
-            with closing(database.connect(self._database, timeout_s=60)) as connection:
-                connection.execute("BEGIN IMMEDIATE")
+            with database.transaction(self._database) as connection:
                 connection.execute(
                     "UPDATE builds SET current = 0 WHERE family = :family AND device = :device AND current",
                     {"family": build.family, "device": build.device},
@@ -156,7 +155,6 @@ class Registry:
                     for latency in engine.latencies:
                         texts = {"shape": _json(latency.shape)}
                         _insert(connection, "latencies", {**vars(latency), **texts, "engine_id": engine_id})
-                connection.execute("COMMIT")
         return build_id
 
     def engines(self, family: str | None = None, device: str | None = None) -> list[EngineRecord]:
@@ -168,7 +166,6 @@ class Registry:
         """
         names = {"family": family, "device": device}
         with self._reading() as connection:
-            connection.execute("BEGIN")  # both queries see the same moment
             latencies: dict[int, list[LatencyRecord]] = {}
             for row in connection.execute(
                 "SELECT latencies.* FROM latencies JOIN engines ON engines.id = latencies.engine_id"
@@ -207,10 +204,7 @@ class Registry:
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         try:
-            with (
-                database.in_one_sentence(self.root, "read"),
-                closing(database.connect(self._database)) as connection,
-            ):
+            with database.in_one_sentence(self.root, "read"), database.reading(self._database) as connection:
                 yield connection
         except (ValueError, TypeError, KeyError) as error:
             raise DamagedRegistry(
