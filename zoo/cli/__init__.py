@@ -14,6 +14,7 @@ import click
 
 from klas_zoo.cli.build import build
 from klas_zoo.cli.devices import devices
+from klas_zoo.cli.doctor import doctor
 from klas_zoo.cli.listing import families, list_engines
 from klas_zoo.cli.pick import pick
 from klas_zoo.cli.routes import routes
@@ -46,5 +47,5 @@ def main() -> None:
     """Stitched networks for every latency budget."""
 
 
-for command in (build, pick, routes, list_engines, families, devices):
+for command in (build, pick, routes, list_engines, families, devices, doctor):
     main.add_command(command)
