@@ -15,6 +15,7 @@ import click
 from klas_zoo.cli.build import build
 from klas_zoo.cli.listing import families, list_engines
 from klas_zoo.cli.pick import pick
+from klas_zoo.cli.registry import registry
 from klas_zoo.cli.routes import routes
 from klas_zoo.errors import KlasZooError
 
@@ -45,5 +46,5 @@ def main() -> None:
     """Stitched networks for every latency budget."""
 
 
-for command in (build, pick, routes, list_engines, families):
+for command in (build, pick, routes, list_engines, families, registry):
     main.add_command(command)
