@@ -11,6 +11,7 @@
     ├── SelectionError          no stitch can be chosen (no seam, probes gone wrong …)
     ├── ExportError             a route could not be turned into an engine
     │   └── VerificationError   an engine is not the same function as its route
+    ├── ProfileError            a profile that cannot be read, measured or believed
     ├── RegistryError           the registry cannot be read or written
     │   ├── NewerRegistry       it was made by a newer klas-zoo
     │   └── DamagedRegistry     a file does not hold what the registry says
@@ -92,6 +93,10 @@ class ExportError(KlasZooError):
 
 class VerificationError(ExportError):
     """An engine does not compute what its route computes."""
+
+
+class ProfileError(KlasZooError):
+    """A profile that cannot be read, measured or believed."""
 
 
 class RegistryError(KlasZooError):

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from klas_zoo.cli.build import build
+from klas_zoo.cli.devices import devices
 from klas_zoo.cli.listing import families, list_engines
 from klas_zoo.cli.pick import pick
 from klas_zoo.cli.registry import registry
@@ -46,5 +47,13 @@ def main() -> None:
     """Stitched networks for every latency budget."""
 
 
-for command in (build, pick, routes, list_engines, families, registry):
+for command in (
+    build,
+    devices,
+    families,
+    list_engines,
+    pick,
+    registry,
+    routes,
+):
     main.add_command(command)
