@@ -17,6 +17,7 @@ from klas_zoo.cli.devices import devices
 from klas_zoo.cli.doctor import doctor
 from klas_zoo.cli.listing import families, list_engines
 from klas_zoo.cli.pick import pick
+from klas_zoo.cli.registry import registry
 from klas_zoo.cli.routes import routes
 from klas_zoo.errors import KlasZooError
 
@@ -47,5 +48,14 @@ def main() -> None:
     """Stitched networks for every latency budget."""
 
 
-for command in (build, pick, routes, list_engines, families, devices, doctor):
+for command in (
+    build,
+    devices,
+    doctor,
+    families,
+    list_engines,
+    pick,
+    registry,
+    routes,
+):
     main.add_command(command)
