@@ -13,9 +13,11 @@ from typing import Any
 import click
 
 from klas_zoo.cli.build import build
+from klas_zoo.cli.export import export
 from klas_zoo.cli.listing import families, list_engines
 from klas_zoo.cli.pick import pick
 from klas_zoo.cli.routes import routes
+from klas_zoo.cli.verify import verify
 from klas_zoo.errors import KlasZooError
 
 # what a full, read-only or forbidden disk answers, wherever in a build it happens
@@ -45,5 +47,5 @@ def main() -> None:
     """Stitched networks for every latency budget."""
 
 
-for command in (build, pick, routes, list_engines, families):
+for command in (build, export, verify, pick, routes, list_engines, families):
     main.add_command(command)
