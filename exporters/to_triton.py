@@ -90,7 +90,7 @@ def write_repository(package: Package, folder: Path, settings: TritonSettings) -
     copied = Package.open(family)
     verdicts = []
     for one in copied.routes:
-        model = folder / MODELS / model_name(copied, one)
+        model = folder / MODELS / model_name(copied.manifest.family.name, one.name)
         config = route_config(copied, one, settings, {cc: file.name for cc, file in plans[one.name].items()})
         _write(model / CONFIG, to_text(config))
         _place(family, model / "1", settings.copy)
@@ -113,9 +113,9 @@ def write_repository(package: Package, folder: Path, settings: TritonSettings) -
     return verdicts
 
 
-def model_name(package: Package, route: PackagedRoute) -> str:
+def model_name(family: str, route: str) -> str:
     """What a route is called in Triton: `deit-micro_tiny.1-3_base.6-8`; a plus sign means a space in URLs."""
-    return f"{package.manifest.family.name}_{route.name.replace('+', '_')}"
+    return f"{family}_{route.replace('+', '_')}"
 
 
 def route_config(
@@ -128,7 +128,7 @@ def route_config(
     if not plans and not settings.gpu:
         about["intra_op_thread_count"] = str(settings.threads)
     return {
-        "name": model_name(package, route),
+        "name": model_name(package.manifest.family.name, route.name),
         "backend": "tensorrt" if plans else "onnxruntime",
         "default_model_filename": next(iter(plans.values()), route.file),
         "cc_model_filenames": [{"key": cc, "value": name} for cc, name in sorted(plans.items())],

@@ -91,7 +91,7 @@ def triton(repository: Path, folder: Path, *options: str) -> Iterator[Server]:
         f"--backend-directory={backends}", "--http-address=127.0.0.1", f"--http-port={http}",
         "--grpc-address=127.0.0.1", f"--grpc-port={grpc}", "--allow-metrics=false", *options,
     ]  # fmt: skip
-    libraries = str(packages / "nvidia_pytriton.libs")
+    libraries = f"{packages / 'nvidia_pytriton.libs'}:{_own_libraries(venv)}"
     path = f"{venv / 'bin'}:{os.environ['PATH']}"
     with running(
         command, (http, grpc), folder / "triton.log",
@@ -108,6 +108,12 @@ def _backends(server: Path, venv: Path, folder: Path) -> Path:
     shutil.copy(server / "python_backend_stubs" / stub / "triton_python_backend_stub", folder / "python")
     shutil.copytree(ROOT / "tests" / "triton_backends", folder, dirs_exist_ok=True)
     return folder
+
+
+def _own_libraries(venv: Path) -> Path:
+    """Where the libpython is that an environment's Python was made with; Triton's stub is linked with one."""
+    lines = dict(line.split(" = ", 1) for line in (venv / "pyvenv.cfg").read_text().splitlines() if " = " in line)
+    return Path(lines["home"]).parent / "lib"
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float = 120) -> None:
