@@ -56,7 +56,7 @@ def resolve_device(name: str) -> Device:
         KlasZooError: it does, but this machine or what is installed on it cannot be used so.
     """
     if name == "cpu":
-        return Device(name=name, provider=CPU_PROVIDER, torch_device="cpu", hardware=_cpu())
+        return Device(name=name, provider=CPU_PROVIDER, torch_device="cpu", hardware=describe_cpu())
     if name == "cuda":
         return Device(name=name, provider=CUDA_PROVIDER, torch_device="cuda", hardware=_cuda())
     raise UnknownName("device", name, known_devices())
@@ -141,7 +141,8 @@ def _flags() -> list[str]:
     return (facts.get("flags") or facts.get("Features") or "").split()
 
 
-def _cpu() -> str:
+def describe_cpu() -> str:
+    """This machine's processor, for people: model, cores, and what makes it fast at networks."""
     model = _cpuinfo().get("model name") or platform.processor() or platform.machine()
     cores = physical_cores()
     flags = _flags()

@@ -21,7 +21,7 @@ from klas_zoo.anchors import Family
 from klas_zoo.cache import Cache
 from klas_zoo.costs import route_costs
 from klas_zoo.data import Data
-from klas_zoo.engine_stages import Export, Judge, Register, Results, Time, TimeAnchors
+from klas_zoo.engine_stages import Export, Judge, Keep, Register, Results, Time, TimeAnchors
 from klas_zoo.engines import RouteResult
 from klas_zoo.pipeline import Listener, Outcome, Runner, StageRecord
 from klas_zoo.profiles.devices import Device
@@ -112,8 +112,7 @@ def build(
             family=family.name, device=device.name, weights=family.weights, dataset=data.description,
             data_fingerprint=data.test_fingerprint, command=shlex.join(["klas-zoo", *sys.argv[1:]]),
             settings={**plain(ground.settings), "key": key, "stages": {one.name: one.key for one in runner.records}},
-            versions=versions(), hardware=device.hardware,
-            started_at=started, finished_at=_now(),
+            versions=versions(), hardware=device.hardware, started_at=started, finished_at=_now(),
         )  # fmt: skip
 
     line = _line_up(ground, runner, registry, record)
@@ -185,6 +184,7 @@ def _line_up(
     exported = do(Export(ground, tuned, judged))
     timed = do(Time(ground, exported, registry))
     registered = do(Register(ground, exported, timed, registry, record))
+    do(Keep(ground, tuned, timed, registered, registry))
     runner.finish()
     return replace(line, timed=timed, registered=registered)
 

@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from klas_zoo import tuned
 from klas_zoo.cache import Json, content_key
 from klas_zoo.costs import part_costs
 from klas_zoo.data import batches
 from klas_zoo.engines import EngineMaker, RouteResult, time_anchors, time_engine
-from klas_zoo.errors import ExportError
+from klas_zoo.errors import ExportError, WeightsError
 from klas_zoo.frontier import frontier
-from klas_zoo.pipeline import Listener, Outcome, Stage, Work
+from klas_zoo.pipeline import Listener, NotDone, Outcome, Stage, Work
 from klas_zoo.records import BuildRecord, NewEngine
 from klas_zoo.registry import Registry
 from klas_zoo.selection.latency_cost import latency_cost
@@ -222,6 +223,42 @@ class Register(Stage[int]):
             return None
         number = current[0].build_id
         return number if self.registry.build(number).settings.get("key") == self.key else None
+
+
+class Keep(Stage[Path]):
+    """Leaves the tuned supernet in the registry, for packages that are made of it later."""
+
+    name = "keep weights"
+
+    def __init__(
+        self, ground: Ground, tuned: Outcome[Supernet], timed: Outcome[Results], registered: Outcome[int],
+        registry: Registry,
+    ) -> None:  # fmt: skip
+        self.ground, self.tuned, self.timed, self.registered = ground, tuned, timed, registered
+        self.registry = registry
+
+    def inputs(self) -> Json:
+        return {"build": self.registered.key}
+
+    def run(self, work: Work) -> Path:
+        ground, number = self.ground, self.registered.value
+        return tuned.keep(
+            self.registry.root, self.tuned.value, self.registry.build(number), number, self.timed.value,
+            len(ground.data.test), ground.family.data_config,
+        )  # fmt: skip
+
+    def save(self, result: Path, folder: Path) -> None:
+        """It lies elsewhere."""
+
+    def load(self, folder: Path) -> Path:
+        return tuned.find(self.registry.root, self.ground.family.name, self.ground.device.name).path
+
+    def holds(self, folder: Path) -> bool:
+        try:
+            found = tuned.find(self.registry.root, self.ground.family.name, self.ground.device.name)
+            return found.build_id == self.registered.value
+        except (WeightsError, NotDone):
+            return False
 
 
 def _timed_on(ground: Ground) -> dict[str, Any]:

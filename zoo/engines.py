@@ -62,7 +62,7 @@ class RouteResult:
                 **values,
                 "route": Route.from_json(values["route"]),
                 "cost": Cost(**values["cost"]),
-                "verification": Verification(**seen) if seen else None,
+                "verification": Verification.from_json(seen) if seen else None,
                 "latencies": tuple(latencies),
             }
         )

@@ -18,17 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from klas_zoo.anchors import Family
-from klas_zoo.cache import Cache, Json, content_key
+from klas_zoo.cache import Json, content_key
 from klas_zoo.checkpoints import Checkpoints
 from klas_zoo.costs import part_costs
 from klas_zoo.data import Batch, Data, Split, batches
-from klas_zoo.errors import KlasZooError
 from klas_zoo.evaluation import evaluate
 from klas_zoo.initialisation import initialise_stitches
 from klas_zoo.pipeline import Outcome, Stage, Work
 from klas_zoo.profiles.devices import Device
 from klas_zoo.profiles.macs import Cost as RouteCost
-from klas_zoo.records import BuildRecord
 from klas_zoo.routes import Route, Seam
 from klas_zoo.selection import Selection, select
 from klas_zoo.selection.latency_cost import latency_cost
@@ -177,12 +175,14 @@ class Select(Stage[Selection]):
         return {}
 
     def run(self, work: Work) -> Selection:
-        ground = self.ground
-        if self.anchors_ms is None:
-            return select(ground.family.chains, self.measured.value, ground.macs, ground.settings.selection)
-        timed = replace(self.measured.value, latency_ms=self.anchors_ms.value)
-        cost = latency_cost(part_costs(ground.family), self.anchors_ms.value, ground.macs)
-        return select(ground.family.chains, timed, cost, ground.settings.selection, unit="ms")
+        ground, measured, cost, unit = self.ground, self.measured.value, self.ground.macs, "multiply-adds"
+        if self.anchors_ms is not None:
+            measured, unit = replace(measured, latency_ms=self.anchors_ms.value), "ms"
+            cost = latency_cost(part_costs(ground.family), self.anchors_ms.value, ground.macs)
+        found = select(ground.family.chains, measured, cost, ground.settings.selection, unit=unit)
+        for sentence in found.remarks():
+            work.listener.say(sentence)
+        return found
 
     def identity(self, result: Selection, key: str) -> str:
         return content_key({"routes": [route.to_json() for route in result.routes]})
@@ -240,7 +240,7 @@ class Initialise(Stage[Stitched]):
 class Tune(Stage[Supernet]):
     """Anchors and stitching layers tuned together, in place. Goes on from the last checkpoint.
 
-    The result is `supernet.safetensors`, every tensor by its name in the supernet, beside `routes.json`.
+    The result is `supernet.safetensors`, every tensor by its name in the supernet.
     """
 
     name = "tune"
@@ -292,10 +292,11 @@ class Tune(Stage[Supernet]):
 
     def save(self, result: Supernet, folder: Path) -> None:
         _write_tensors(result, folder / "supernet.safetensors")
-        write_json({"routes": [route.to_json() for route in result.routes]}, folder / "routes.json")
 
     def load(self, folder: Path) -> Supernet:
-        return load_supernet(self.ground.family, folder, self.stitched.value.supernet)
+        supernet = self.stitched.value.supernet
+        supernet.load_state_dict(load_file(folder / "supernet.safetensors"))
+        return supernet.eval()
 
 
 class Evaluate(Stage[Accuracies]):
@@ -328,36 +329,6 @@ class Evaluate(Stage[Accuracies]):
 
     def load(self, folder: Path) -> Accuracies:
         return {Route.from_json(route): top1 for route, top1 in read_json(folder / "top1.json")["top1"]}
-
-
-def tuned_folder(root: Path, build: BuildRecord) -> Path:
-    """Where the stage `tune` of a registered build left its result: `<registry>/cache/tune/<key>`.
-
-    Raises:
-        KlasZooError: it is not there any more, or the build was made before results were kept.
-    """
-    keys = build.settings.get("stages", {})
-    assert isinstance(keys, dict)
-    folder = Cache(root / "cache").folder("tune", keys.get("tune", "unknown"))
-    if not (folder / "supernet.safetensors").is_file():
-        raise KlasZooError(
-            f"The tuned weights of {build.family} are not in {folder.parent} any more: run klas-zoo build again."
-        )
-    return folder
-
-
-def load_supernet(family: Family, folder: Path, supernet: Supernet | None = None) -> Supernet:
-    """The tuned supernet that the stage `tune` left in a folder.
-
-    Args:
-        family: its chains take on the tuned weights.
-        supernet: to load into; made when there is none.
-    """
-    if supernet is None:
-        routes = map(Route.from_json, read_json(folder / "routes.json")["routes"])
-        supernet = Supernet(family.chains, routes)
-    supernet.load_state_dict(load_file(folder / "supernet.safetensors"))
-    return supernet.eval()
 
 
 def _scalars(progress: Progress) -> dict[str, float]:

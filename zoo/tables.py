@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +33,33 @@ def engines_table(engines: Sequence[EngineRecord]) -> Table:
             format_latency(timed.p50_ms) if timed else "",
             format_latency(timed.p99_ms) if timed else "",
             format_size(one.size_bytes),
+        )
+    return table
+
+
+def devices_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a device: public figures and which profiles there are of it."""
+    caption = "TFLOPS dense, a multiply-add counted twice; sources: klas-zoo devices --json"
+    table = Table(title="Devices", caption=caption)
+    table.add_column("device")
+    for heading in ("memory", "bandwidth", "fp32", "fp16", "bf16", "int8", "capability"):
+        table.add_column(heading, justify="right")
+    table.add_column("profiles")
+    for row in rows:
+        peaks = row.get("peak_tflops", {})
+        memory, bandwidth = row.get("memory_gb"), row.get("bandwidth_gb_s")
+        profiles = [
+            f"{p['origin']} {p['family']} {p['runtime']} {p['precision']} batch {p['batch']}"
+            + (" (noisy)" if p["noisy"] else "")
+            for p in row["profiles"]
+        ]
+        table.add_row(
+            row["name"],
+            f"{memory:g} GB" if memory else "",
+            f"{bandwidth:g} GB/s" if bandwidth else "",
+            *(f"{peaks[name]:g}" if name in peaks else "" for name in ("fp32", "fp16", "bf16", "int8")),
+            row.get("compute_capability") or "",
+            "\n".join([*filter(None, (row.get("hardware"),)), *profiles]),
         )
     return table
 
