@@ -64,7 +64,7 @@ class TritonSettings:
 
     def __post_init__(self) -> None:
         if min(self.largest_batch, self.instances, self.threads) < 1 or self.queue_delay_us < 0:
-            raise UsageError("Triton needs a largest batch, instances and threads of at least 1, and no negative delay.")
+            raise UsageError("Triton's batches, instances and threads are at least 1, its delay is not negative.")
 
 
 def derive(package: Package, folder: Path, options: Mapping[str, Any]) -> list[Verdict]:
@@ -190,7 +190,7 @@ def _plans(route: PackagedRoute, folders: tuple[Path, ...]) -> dict[str, Path]:
             record = read_record(file)
             check_file(file, record)
             if record.runtime != "tensorrt":
-                raise UsageError(f"{file} is an engine of {record.runtime}; Triton's backend loads those of tensorrt only.")
+                raise UsageError(f"{file} is an engine of {record.runtime}; Triton loads those of tensorrt only.")
             for capability in record.capabilities:
                 if capability in found:
                     raise UsageError(f"{file} and {found[capability]} are both for compute capability {capability}.")

@@ -129,7 +129,7 @@ def test_plans_that_triton_cannot_load_are_refused(package: Package, tmp_path: P
     with pytest.raises(UsageError, match=f"has no engine of the route {first}"):
         write_repository(package, tmp_path / "1", TritonSettings(plans=(tmp_path / "nothing",)))
     _plan(tmp_path / "rtx", first, "8.0", runtime="tensorrt-rtx")
-    with pytest.raises(UsageError, match="engine of tensorrt-rtx; Triton's backend loads those of tensorrt only"):
+    with pytest.raises(UsageError, match="engine of tensorrt-rtx; Triton loads those of tensorrt only"):
         write_repository(package, tmp_path / "2", TritonSettings(plans=(tmp_path / "rtx",)))
     _plan(tmp_path / "a", first, "8.0")
     _plan(tmp_path / "b", first, "8.0")
