@@ -16,6 +16,8 @@ OWN = "klas-zoo"
 # what an extra is for, for people; a test compares the names with the package's metadata
 EXTRAS = {
     "dev": "the checks and tests of klas-zoo itself",
+    "energy": "joules of an inference on an NVIDIA GPU",
+    "tensorboard": "curves of a build's progress",
     "tensorrt": "engines for this machine's NVIDIA GPU (its licence is proprietary)",
     "tensorrt-rtx": "engines for NVIDIA GPUs, built without one (its licence is proprietary)",
 }
