@@ -19,7 +19,8 @@
     ├── RegistryError           the registry cannot be read or written
     │   ├── NewerRegistry       it was made by a newer klas-zoo
     │   └── DamagedRegistry     a file does not hold what the registry says
-    └── NothingFits             no engine is within every limit of a pick
+    ├── NothingFits             no engine is within every limit of a pick
+    └── Interrupted             SIGTERM or Ctrl-C; exit 128 + the signal's number
 
 A message is one sentence (or two): what was asked, what was found, what to do next. The
 command line prints it without a traceback; anything else that is raised is a bug and
@@ -29,6 +30,7 @@ keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -133,3 +135,19 @@ class DamagedRegistry(RegistryError):
 
 class NothingFits(KlasZooError):
     """No engine is within every limit of a pick; the message names the nearest one."""
+
+
+class Interrupted(KlasZooError):
+    """A signal asked the process to stop, and it did.
+
+    Args:
+        received: the signal.
+        where: how far the work had come, the end of a sentence.
+    """
+
+    def __init__(self, received: signal.Signals, where: str = "") -> None:
+        super().__init__(
+            f"Stopped by {received.name}{f' {where}' if where else ''}. What was done is kept: run the same command "
+            "again (without --redo) to go on from there."
+        )
+        self.exit_code = 128 + received
