@@ -68,7 +68,10 @@ def extras(installation: Installation) -> list[Extra]:
             wanted = missing.setdefault(name, [])
             if not _satisfied(requirement, installation):
                 wanted.append(requirement.name)
-    return [Extra(name=n, adds=EXTRAS.get(n, "not described"), missing=tuple(found)) for n, found in sorted(missing.items())]
+    return [
+        Extra(name=name, adds=EXTRAS.get(name, "not described"), missing=tuple(found))
+        for name, found in sorted(missing.items())
+    ]
 
 
 def two_runtimes(found: Installation) -> Iterator[Problem]:
