@@ -132,7 +132,7 @@ def filled_registry(root: Path) -> Registry:
 
 def store(registry: Registry, content: bytes) -> Path:
     """Puts a file where the registry would keep it, and tells the database nothing of it."""
-    path = registry._path(hashlib.sha256(content).hexdigest())
+    path = registry.path_of(hashlib.sha256(content).hexdigest())
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path

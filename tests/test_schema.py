@@ -17,6 +17,7 @@ from klas_zoo import database, schema
 from klas_zoo.errors import NewerRegistry
 from klas_zoo.registry import Registry
 from klas_zoo.schema import SCHEMA_VERSION, STEPS, Step, upgrade, version_of
+from klas_zoo.tags import history
 
 GOLDEN = Path(__file__).parent / "golden"
 OLDER = range(1, SCHEMA_VERSION)
@@ -216,3 +217,15 @@ def test_an_older_registry_in_a_folder_that_cannot_be_written_is_read(tmp_path: 
             connection.backup(copy)
             upgrade(copy)
             assert copy.execute("SELECT count(*) FROM builds").fetchone()[0] == 3
+
+
+@pytest.mark.parametrize("version", range(2, SCHEMA_VERSION + 1))
+def test_tags_of_an_older_registry_still_point_where_they_did(version: int, tmp_path: Path) -> None:
+    registry = old_registry(tmp_path / "old", version)
+    found = registry.engines("deit-micro@prod")
+    assert [(str(e.route), e.device) for e in found] == [("old", "cpu"), ("tiny", "a100")]
+    assert [(m.name, m.device, m.build_id) for m in history(registry)] == [
+        ("deit-micro@gone", "cpu", None), ("deit-micro@gone", "a100", None),
+        ("deit-micro@gone", "cpu", 2), ("deit-micro@gone", "a100", 3),
+        ("deit-micro@prod", "cpu", 1), ("deit-micro@prod", "cpu", 2), ("deit-micro@prod", "a100", 3),
+    ]  # fmt: skip

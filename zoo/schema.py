@@ -1,8 +1,8 @@
 """The registry's schema, told as the steps that made it: version n is what the first n steps leave.
 
 A step that was released is never changed. Who needs another schema appends a step, whose
-statements turn any registry of the version before into the next one, rows included; and puts
-what the version before looked like, with data, into tests/golden/registry-v<n>.sql.
+statements turn any registry of the version before into the next one, rows included; and, where
+it is not there yet, first keeps a registry of the version before: python tests/golden/make.py.
 """
 
 from __future__ import annotations
