@@ -24,8 +24,9 @@ from klas_zoo.errors import ProfileError
 from klas_zoo.profiles.profile import AnchorModel, LatencyModel, PredictionError
 from klas_zoo.routes import Route
 
-# how far from one a factor is expected to be, as a standard deviation
-BLOCK_DEVIATION, END_DEVIATION, SEAM_DEVIATION = 0.2, 0.5, 1.0
+# how far from one a factor is expected to be, as a standard deviation; of stems and heads, where a
+# little arithmetic takes long, nothing is known but the order of magnitude
+BLOCK_DEVIATION, END_DEVIATION, SEAM_DEVIATION = 0.2, 2.0, 1.0
 # of a seam without its products, as a share of the cheapest anchor's mean block
 FIXED_SEAM_SHARE = 0.05
 # of a measured median, relative: what is left after the model is mostly not noise
@@ -63,7 +64,7 @@ class _Design:
         self.names: list[tuple[str, ...]] = [
             key
             for name, shape in shapes.items()
-            for key in ((name, "stem"), *((name, "blocks", str(g)) for g in dict.fromkeys(shape.groups)), (name, "head"))
+            for key in ((name, "stem"), *((name, "blocks", str(g)) for g in sorted(set(shape.groups))), (name, "head"))
         ]
         self.names += [("seam", "fixed"), ("seam", "products")]
         self.index = {name: number for number, name in enumerate(self.names)}

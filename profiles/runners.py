@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from klas_zoo.errors import ExportError, ProfileError
-from klas_zoo.profiles.devices import CUDA_PROVIDER, Device, first_line, session_of
+from klas_zoo.profiles.devices import CPU_PROVIDER, CUDA_PROVIDER, first_line, open_session
 
 TORCH_TYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _OUT_OF_MEMORY = ("out of memory", "failed to allocate", "bad_alloc", "cannot allocate", "bad allocation")
@@ -41,7 +41,9 @@ class OnnxCpuRunner:
     """An engine in onnxruntime on the CPU: numpy images in, numpy logits out."""
 
     def __init__(self, engine: Path | bytes, images: np.ndarray, threads: int) -> None:
-        self.session = session_of(engine, threads, entries={"session.force_spinning_stop": "1"})
+        self.session = open_session(
+            engine, CPU_PROVIDER, threads, entries={"session.force_spinning_stop": "1"}
+        )
         self.feed = {self.session.get_inputs()[0].name: images}
         _first(self.run, "onnxruntime")
 
@@ -140,7 +142,7 @@ def onnx_cuda_runner(engine: Path | bytes, images: np.ndarray, *, graph: bool = 
         "enable_cuda_graph": "1" if graph else "0",
     }
     with _telling_of_memory("onnxruntime"):
-        session = session_of(engine, 1, provider=CUDA_PROVIDER, provider_options=options)
+        session = open_session(engine, CUDA_PROVIDER, 1, provider_options=options)
         (inputs, outputs) = session.get_inputs()[0], session.get_outputs()[0]
         if inputs.type == "tensor(float16)":
             images = images.astype(np.float16)
@@ -157,35 +159,6 @@ def onnx_cuda_runner(engine: Path | bytes, images: np.ndarray, *, graph: bool = 
         run_options = onnxruntime.RunOptions()
         run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
     return CudaRunner(lambda: session.run_with_iobinding(binding, run_options), stream, "onnxruntime")
-
-
-def cpu_runner(
-    runtime: str, network: Path | nn.Module, images: np.ndarray, *, precision: str, threads: int, compiled: bool = False
-) -> OnnxCpuRunner | TorchCpuRunner:
-    """The runner of a runtime on the CPU; `network` is an engine's file, or a module for torch."""
-    if isinstance(network, nn.Module):
-        return TorchCpuRunner(network, images, precision, compiled=compiled)
-    return OnnxCpuRunner(network, images, threads)
-
-
-def cuda_runner(
-    runtime: str,
-    network: Path | nn.Module,
-    images: np.ndarray,
-    device: Device,
-    *,
-    precision: str,
-    compiled: bool = False,
-    graph: bool = False,
-) -> CudaRunner:
-    """The runner of a runtime on the CUDA device that torch has made the current one."""
-    if isinstance(network, nn.Module):
-        return torch_cuda_runner(network, images, precision, compiled=compiled, graph=graph)
-    if runtime == "tensorrt":
-        from klas_zoo.profiles.tensorrt_runner import tensorrt_runner
-
-        return tensorrt_runner(network, images, graph=graph)
-    return onnx_cuda_runner(network, images, graph=graph)
 
 
 def _captured(enqueue: Callable[[], None], stream: torch.cuda.Stream) -> Callable[[], None]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from klas_zoo.chains import Chain, Shape
 from klas_zoo.profiles.interpolation import AnchorShape
-from klas_zoo.profiles.macs import ChainCost, chain_cost
+from klas_zoo.profiles.macs import ChainCost, Cost, chain_cost, route_cost
 from klas_zoo.profiles.traffic import ChainTraffic, PartTraffic, chain_traffic
+from klas_zoo.routes import Route, Seam
 
 # multiply-adds that a processor does while one byte comes from memory; only the shares of a guess count
 CPU_MACS_PER_BYTE = 8.0
@@ -60,6 +61,17 @@ def architecture_sha256(chains: Mapping[str, Chain], input_shape: Shape) -> str:
         ],
     }
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+
+def route_cost_of(counted: Counted, route: Route) -> Cost:
+    """Multiply-adds and parameters of a route."""
+
+    def of_seam(seam: Seam) -> Cost:
+        before, after = counted.widths[seam.source][seam.i], counted.widths[seam.target][seam.j]
+        vectors = counted.vectors[seam.target][seam.j]
+        return Cost(macs=vectors * before * after, parameters=(before + 1) * after)
+
+    return route_cost(route, counted.costs, of_seam)
 
 
 def shapes_of(counted: Counted, *, batch: int, bytes_each: int = 4) -> dict[str, AnchorShape]:

@@ -18,9 +18,11 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from klas_zoo.profiles.profile import Statistics
+from klas_zoo.profiles.profile import NOISY_VARIATION, Statistics
 
 Key = TypeVar("Key", bound=Hashable)
+DRIFT = 0.03
+"""Difference between both halves of a measurement above which it is doubtful."""
 
 
 class Runner(Protocol):
@@ -124,3 +126,33 @@ def no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def doubts(runs_ms: Mapping[str, np.ndarray], rounds: int) -> list[str]:
+    """What makes measurements doubtful, a sentence each: noise within networks, drift between rounds."""
+    found = []
+    noisy = {name: float(runs.std() / runs.mean()) for name, runs in runs_ms.items()}
+    worst = max(noisy, key=lambda name: noisy[name])
+    count = sum(variation > NOISY_VARIATION for variation in noisy.values())
+    if count:
+        found.append(
+            f"{count} of {len(noisy)} networks varied by more than {NOISY_VARIATION:.0%} "
+            f"(coefficient of variation; most of all {worst}, {noisy[worst]:.0%})."
+        )
+    drifts = {name: _drift(runs, rounds) for name, runs in runs_ms.items()}
+    moved = [name for name, drift in drifts.items() if drift > DRIFT]
+    if moved:
+        most = max(moved, key=lambda name: drifts[name])
+        found.append(
+            f"The medians of {len(moved)} of {len(drifts)} networks moved by more than {DRIFT:.0%} between the first "
+            f"and the second half of the rounds (most of all {most}, {drifts[most]:.0%})."
+        )
+    return found
+
+
+def _drift(runs_ms: np.ndarray, rounds: int) -> float:
+    """How far the medians of the first and the second half of the rounds are apart, relative."""
+    if rounds < 2 or len(runs_ms) < 2:
+        return 0.0
+    first, second = (float(np.median(half)) for half in np.array_split(runs_ms, 2))
+    return abs(second - first) / min(first, second)

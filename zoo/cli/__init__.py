@@ -18,6 +18,7 @@ from klas_zoo.cli.doctor import doctor
 from klas_zoo.cli.export import export
 from klas_zoo.cli.listing import families, list_engines
 from klas_zoo.cli.pick import pick
+from klas_zoo.cli.profile import profile
 from klas_zoo.cli.registry import registry
 from klas_zoo.cli.routes import routes
 from klas_zoo.cli.verify import verify
@@ -58,6 +59,7 @@ for command in (
     families,
     list_engines,
     pick,
+    profile,
     registry,
     routes,
     verify,
