@@ -109,8 +109,8 @@ def open_session(
     engine: Path | bytes,
     provider: str,
     threads: int | None,
+    config: Mapping[str, str] | None = None,
     *,
-    entries: Mapping[str, str] | None = None,
     provider_options: Mapping[str, str] | None = None,
 ) -> onnxruntime.InferenceSession:
     """Loads an engine as a user would: all of onnxruntime's optimisations, nothing else changed.
@@ -118,7 +118,7 @@ def open_session(
     Args:
         engine: a file, or what would be in it.
         threads: that compute one operator; None: one for each physical core.
-        entries: of the session's configuration, for who measures.
+        config: entries of the session's configuration, by onnxruntime's names.
         provider_options: of CUDA's provider, besides TF32, which is off.
 
     Raises:
@@ -130,7 +130,7 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.log_severity_level = 3  # errors; its warnings tell where it put which node
-    for key, value in (entries or {}).items():
+    for key, value in (config or {}).items():
         options.add_session_config_entry(key, value)
     providers: list[str | tuple[str, dict[str, str]]] = [CPU_PROVIDER]
     if provider == CUDA_PROVIDER:

@@ -41,9 +41,7 @@ class OnnxCpuRunner:
     """An engine in onnxruntime on the CPU: numpy images in, numpy logits out."""
 
     def __init__(self, engine: Path | bytes, images: np.ndarray, threads: int) -> None:
-        self.session = open_session(
-            engine, CPU_PROVIDER, threads, entries={"session.force_spinning_stop": "1"}
-        )
+        self.session = open_session(engine, CPU_PROVIDER, threads, {"session.force_spinning_stop": "1"})
         self.feed = {self.session.get_inputs()[0].name: images}
         _first(self.run, "onnxruntime")
 
