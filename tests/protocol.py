@@ -32,8 +32,9 @@ def ask(client: Any, model: str, images: np.ndarray, *, binary: bool = True, **p
     options: dict[str, Any] = {"parameters": parameters} if parameters else {}
     if client.kind == "http":
         sent.set_data_from_numpy(images, binary_data=binary)
-        outputs = [library.InferRequestedOutput(name, binary_data=binary) for name in ("logits", "route")]
-        options["outputs"] = outputs if not binary else None
+        if not binary:
+            options["outputs"] = [library.InferRequestedOutput(n, binary_data=False) for n in ("logits", "route")]
+            options["headers"] = {"Content-Type": "application/json"}
     else:
         sent.set_data_from_numpy(images)
     return client.infer(model, [sent], request_id="1", **options)
