@@ -18,6 +18,7 @@ from klas_zoo.cli.listing import families, list_engines
 from klas_zoo.cli.pick import pick
 from klas_zoo.cli.registry import registry
 from klas_zoo.cli.routes import routes
+from klas_zoo.cli.sharing import pull, push
 from klas_zoo.errors import KlasZooError
 
 # what a full, read-only or forbidden disk answers, wherever in a build it happens
@@ -53,6 +54,8 @@ for command in (
     families,
     list_engines,
     pick,
+    pull,
+    push,
     registry,
     routes,
 ):
