@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from klas_zoo import tuned
 from klas_zoo.anchors import Family
 from klas_zoo.costs import route_costs
 from klas_zoo.data import Data
@@ -110,9 +111,11 @@ def build(
         made = stages.make_engines(supernet.cpu(), family, data, results, Path(folder), registry)
         record = replace(record, finished_at=_now())
         build_id = stages.register(record, made, data, registry)
+    results = [result for result, _ in made]
+    tuned.keep(registry.root, supernet, record, build_id, results, len(data.test), family.data_config)
     return BuildResult(
         family=family, data=data, settings=settings, measurements=measured, selection=selection,
-        unexplained=unexplained, results=tuple(result for result, _ in made), record=record,
+        unexplained=unexplained, results=tuple(results), record=record,
         build_id=build_id, seconds=stages.seconds,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )  # fmt: skip

@@ -10,7 +10,11 @@
     ├── CountingError           a network uses an operator whose multiply-adds nobody can count
     ├── SelectionError          no stitch can be chosen (no seam, probes gone wrong …)
     ├── ExportError             a route could not be turned into an engine
-    │   └── VerificationError   an engine is not the same function as its route
+    │   ├── VerificationError   an engine is not the same function as its route
+    │   └── CannotRunHere       an engine was built for something this machine has not got
+    ├── PackageError            a package cannot be read or written
+    │   ├── NewerPackage        it was made by a newer klas-zoo
+    │   └── DamagedPackage      a file of it is missing, altered, or reaches outside
     ├── ProfileError            a profile that cannot be read, measured or believed
     ├── RegistryError           the registry cannot be read or written
     │   ├── NewerRegistry       it was made by a newer klas-zoo
@@ -94,6 +98,22 @@ class ExportError(KlasZooError):
 
 class VerificationError(ExportError):
     """An engine does not compute what its route computes."""
+
+
+class CannotRunHere(ExportError):
+    """An engine was built for something this machine has not got: built, not run."""
+
+
+class PackageError(KlasZooError):
+    """A package cannot be read or written."""
+
+
+class NewerPackage(PackageError):
+    """The package was made by a newer klas-zoo."""
+
+
+class DamagedPackage(PackageError):
+    """A file of a package is missing, altered, or reaches outside of it; the message names the file."""
 
 
 class ProfileError(KlasZooError):

@@ -14,11 +14,14 @@ import click
 
 from klas_zoo.cli.build import build
 from klas_zoo.cli.devices import devices
+from klas_zoo.cli.doctor import doctor
+from klas_zoo.cli.export import export
 from klas_zoo.cli.listing import families, list_engines
 from klas_zoo.cli.pick import pick
 from klas_zoo.cli.registry import registry
 from klas_zoo.cli.routes import routes
 from klas_zoo.cli.sharing import pull, push
+from klas_zoo.cli.verify import verify
 from klas_zoo.errors import KlasZooError
 
 # what a full, read-only or forbidden disk answers, wherever in a build it happens
@@ -51,6 +54,8 @@ def main() -> None:
 for command in (
     build,
     devices,
+    doctor,
+    export,
     families,
     list_engines,
     pick,
@@ -58,5 +63,6 @@ for command in (
     push,
     registry,
     routes,
+    verify,
 ):
     main.add_command(command)

@@ -19,7 +19,7 @@ from klas_zoo.cli.options import json_option
 @click.option("--trust-sizes", is_flag=True, help="Do not read back what is there from a push before; compare sizes only.")
 @json_option
 def push(package: Path, url: str, name: str | None, trust_sizes: bool, as_json: bool) -> None:
-    """Copy a family package to a URL: a folder, s3://, gs://, hf:// or any other of fsspec.
+    """Copy the family package in the folder PACKAGE to a URL: a folder, s3://, gs://, hf:// or any other of fsspec.
 
     Run again after an interruption, it sends only what is missing.
     """
@@ -44,7 +44,7 @@ def push(package: Path, url: str, name: str | None, trust_sizes: bool, as_json: 
 @click.option("--version", help="First digits of a version. Default: the one pushed last.")
 @json_option
 def pull(url: str, folder: Path, name: str | None, version: str | None, as_json: bool) -> None:
-    """Copy a family package from a URL into a new folder, and check it.
+    """Copy a family package from a URL into a new FOLDER, and check it.
 
     Run again after an interruption, it fetches only what is missing.
     """
