@@ -159,7 +159,7 @@ def _refusals(registry: Registry, folder: Path, says: str) -> Iterator[str]:
     }
     for name, attempt in attempts.items():
         said = _try(attempt)
-        if said is None or not (says in said or "readonly" in said):
+        if said is None or not (says in said or "Check who may write" in said):
             yield f"{name}: {said}"
 
 

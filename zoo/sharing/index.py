@@ -99,7 +99,8 @@ def read_index(content: bytes, where: str) -> Index:
     try:
         files = tuple(map(_file_from_json, table["files"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise RemoteError(f"{where} is no index of a package ({type(error).__name__}: {error}): push it again.") from error
+        what = f"{type(error).__name__}: {error}"
+        raise RemoteError(f"{where} is no index of a package ({what}): push it again.") from error
     if not 0 < len(files) <= _MOST_FILES or len({file.name.lower() for file in files}) < len(files):
         raise RemoteError(f"{where} is no index of a package: it names no file, too many, or one twice.")
     return Index(files=files)

@@ -90,8 +90,11 @@ def pull(
 
 
 def _receive(remote: Remote, index: Index, target: Path, on_bytes: Callable[[int], None]) -> int:
+    if os.path.lexists(target):
+        _check_same(target, index)
+        return 0
     with _staging(target, index.version) as staging:
-        if os.path.lexists(target):  # there before, or another pull was faster
+        if os.path.lexists(target):  # another pull was faster
             _check_same(target, index)
             return 0
         received = sum(_fetch(remote, file, staging / file.name, on_bytes) for file in index.files)
@@ -200,7 +203,8 @@ def _version(remote: Remote, name: str, wanted: str | None) -> str:
     known = [one for one in known if is_sha256(one)]
     found = [one for one in known if one.startswith(wanted)]
     if len(found) != 1 or not _VERSION.fullmatch(wanted):
-        raise UnknownName("version", wanted, [one[:12] for one in known], "Write four digits or more that only one has.")
+        short = [one[:12] for one in known]
+        raise UnknownName("version", wanted, short, "Write four digits or more that only one has.")
     return found[0]
 
 
