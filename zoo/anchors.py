@@ -28,7 +28,8 @@ class Family:
     """Anchors as chains, ordered from cheap to dear.
 
     `data_config` is timm's: input size, mean, std, interpolation and crop of the images the
-    anchors were trained on. `fingerprint` is a hash of all weights.
+    anchors were trained on. `fingerprint` is a hash of all weights, `architecture` of what computes
+    with them.
     """
 
     name: str
@@ -38,16 +39,24 @@ class Family:
     data_config: dict[str, Any]
     weights: Weights
     fingerprint: str
+    architecture: str
 
     @classmethod
     def of(
-        cls, name: str, chains: dict[str, Chain], data_config: dict[str, Any], weights: Weights = "pretrained"
+        cls,
+        name: str,
+        chains: dict[str, Chain],
+        data_config: dict[str, Any],
+        weights: Weights = "pretrained",
+        recipe: str | None = None,
     ) -> Family:
         """A family of chains that are there already, for anchors of any architecture.
 
         Args:
             chains: from cheap to dear.
             data_config: at least `mean` and `std`; also what else timm's create_transform takes.
+            recipe: a text that is another one wherever the anchors compute something else with the same
+                weights. Default: how torch prints them, which does not show everything.
 
         Raises:
             FamilyError: a name that cannot be part of a route's, or the anchors do not agree on images or
@@ -57,6 +66,7 @@ class Family:
             if not NAME.fullmatch(one):
                 raise FamilyError(f"A name is made of letters, digits, - and _, not '{one}'.")
         first = next(iter(chains.values()))
+        recipe = str(chains) if recipe is None else recipe
         for anchor, chain in chains.items():
             if (chain.input_shape, chain.classes) != (first.input_shape, first.classes):
                 raise FamilyError(
@@ -71,6 +81,7 @@ class Family:
             data_config={**data_config, "input_size": first.input_shape},
             weights=weights,
             fingerprint=_fingerprint(chains),
+            architecture=hashlib.sha256(recipe.encode()).hexdigest(),
         )
 
 
@@ -99,7 +110,8 @@ def load_family(
             model = _build(anchor, spec, _source(anchor, weights_folder, random_weights))
         chains[anchor.name] = _cut(model, anchor, spec).eval()
         configs[anchor.name] = timm.data.resolve_model_data_config(model)
-    return Family.of(spec.name, chains, _common(configs), "random" if random_weights else "pretrained")
+    recipe = repr([(anchor.name, anchor.model, anchor.arguments) for anchor in spec.anchors])
+    return Family.of(spec.name, chains, _common(configs), "random" if random_weights else "pretrained", recipe)
 
 
 def _source(anchor: AnchorSpec, folder: Path | None, random_weights: bool) -> Path | Weights:

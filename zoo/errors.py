@@ -20,7 +20,8 @@
     │   ├── NewerRegistry       it was made by a newer klas-zoo
     │   └── DamagedRegistry     a file does not hold what the registry says
     ├── RemoteError             a place that packages are pushed to or pulled from cannot be used
-    └── NothingFits             no engine is within every limit of a pick
+    ├── NothingFits             no engine is within every limit of a pick
+    └── Interrupted             SIGTERM or Ctrl-C; exit 128 + the signal's number
 
 A message is one sentence (or two): what was asked, what was found, what to do next. The
 command line prints it without a traceback; anything else that is raised is a bug and
@@ -30,6 +31,7 @@ keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -138,3 +140,19 @@ class RemoteError(KlasZooError):
 
 class NothingFits(KlasZooError):
     """No engine is within every limit of a pick; the message names the nearest one."""
+
+
+class Interrupted(KlasZooError):
+    """A signal asked the process to stop, and it did.
+
+    Args:
+        received: the signal.
+        where: how far the work had come, the end of a sentence.
+    """
+
+    def __init__(self, received: signal.Signals, where: str = "") -> None:
+        super().__init__(
+            f"Stopped by {received.name}{f' {where}' if where else ''}. What was done is kept: run the same command "
+            "again (without --redo) to go on from there."
+        )
+        self.exit_code = 128 + received

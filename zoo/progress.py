@@ -17,7 +17,7 @@ class _Speed(ProgressColumn):
 
 
 class ConsoleListener:
-    """Shows the stages of a build; implements klas_zoo.stages.Listener."""
+    """Shows the stages of a build; implements klas_zoo.pipeline.Listener."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -52,3 +52,9 @@ class ConsoleListener:
 
     def say(self, sentence: str) -> None:
         self._console.print(sentence, highlight=False, soft_wrap=True)
+
+    def kept(self, name: str, seconds: float) -> None:
+        self.say(f"{name:17} kept, took {seconds:.1f} s")
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Shown in the bar's remark."""

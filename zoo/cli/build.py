@@ -14,7 +14,8 @@ from klas_zoo.errors import UsageError
 
 if TYPE_CHECKING:
     from klas_zoo.families import FamilySpec
-    from klas_zoo.stages import BuildSettings
+    from klas_zoo.pipeline import StageRecord
+    from klas_zoo.settings import BuildSettings
 
 
 @click.command()
@@ -51,10 +52,16 @@ if TYPE_CHECKING:
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that decode images.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything that is random.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where report.json and frontier.png go. Default: in the registry.")
+@click.option("--dry-run", is_flag=True, help="Only show which stages would be done, and which are kept from before.")
+@click.option("--redo", metavar="STAGE", help="Throw away what was kept of this stage and of those after it.")
+@click.option("--checkpoint-every", "checkpoint_s", type=click.FloatRange(min=0), default=60, show_default=True, help="Seconds between two checkpoints of tuning; more where writing them takes long.")
 @registry_option
 @json_option
 def build(family: str, device: str, registry: Path | None, out: Path | None, as_json: bool, **options: Any) -> None:
-    """Probe, select, stitch, tune, export, verify, time and register a family."""
+    """Probe, select, stitch, tune, export, verify, time and register a family.
+
+    A build that was interrupted, by whatever, goes on where it stopped when it is run again.
+    """
     from klas_zoo.families import find_family
     from klas_zoo.profiles.devices import resolve_device
 
@@ -77,6 +84,7 @@ def build(family: str, device: str, registry: Path | None, out: Path | None, as_
     from klas_zoo import report
     from klas_zoo.anchors import load_family
     from klas_zoo.data import load_data
+    from klas_zoo.signals import Signals
 
     loaded = load_family(
         spec, weights_folder=options["weights"], random_weights=options["random_weights"], seed=options["seed"]
@@ -89,7 +97,19 @@ def build(family: str, device: str, registry: Path | None, out: Path | None, as_
         augmentation=settings.tuning.augmentation,
         seed=options["seed"],
     )
-    result = building.build(loaded, images, settings, device=target, registry=place, listener=listener)
+    if options["dry_run"]:
+        _show_plan(
+            building.plan(
+                loaded, images, settings, device=target, registry=place, listener=listener, redo=options["redo"]
+            ),
+            as_json,
+        )
+        return
+    with Signals().installed() as signals:
+        result = building.build(
+            loaded, images, settings, device=target, registry=place, listener=listener, signals=signals,
+            redo=options["redo"],
+        )  # fmt: skip
     folder = out or place.root / "reports" / f"{result.build_id:04d}-{spec.name}-{target.name}"
     files = report.write_report(result, folder)
     if as_json:
@@ -107,7 +127,7 @@ def build_settings(spec: FamilySpec, options: dict[str, Any]) -> BuildSettings:
     from dataclasses import replace
 
     from klas_zoo.selection.probes import ProbeSettings
-    from klas_zoo.stages import BuildSettings
+    from klas_zoo.settings import BuildSettings
     from klas_zoo.tuning import PRESETS
 
     if options["random_weights"] and options["weights"] is not None:
@@ -142,4 +162,15 @@ def build_settings(spec: FamilySpec, options: dict[str, Any]) -> BuildSettings:
         threads=options["threads"],
         workers=options["workers"],
         seed=options["seed"],
+        checkpoint_s=options["checkpoint_s"],
     )
+
+
+def _show_plan(stages: list[StageRecord], as_json: bool) -> None:
+    if as_json:
+        shown = [{"stage": one.name, "status": one.status, "key": one.key, "seconds": one.seconds} for one in stages]
+        click.echo(json.dumps(shown))
+        return
+    for one in stages:
+        took = f"took {one.seconds:.1f} s on {one.facts['finished_at']}" if one.status == "kept" else ""
+        click.echo(f"{one.name:18} {one.status:8} {took or one.key or 'depends on a stage that is still to do'}")
