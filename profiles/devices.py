@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,12 +83,15 @@ def has_fast_bf16(torch_device: str) -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def open_session(engine: Path | bytes, provider: str, threads: int | None) -> onnxruntime.InferenceSession:
+def open_session(
+    engine: Path | bytes, provider: str, threads: int | None, config: Mapping[str, str] | None = None
+) -> onnxruntime.InferenceSession:
     """Loads an engine as a user would: all of onnxruntime's optimisations, nothing else changed.
 
     Args:
         engine: a file, or what would be in it.
         threads: that compute one operator; None: one for each physical core.
+        config: entries of the session's configuration, by onnxruntime's names.
 
     Raises:
         ExportError: onnxruntime cannot load the engine.
@@ -98,6 +102,8 @@ def open_session(engine: Path | bytes, provider: str, threads: int | None) -> on
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.log_severity_level = 3  # errors; its warnings tell where it put which node
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
     providers: list[str | tuple[str, dict[str, str]]] = [CPU_PROVIDER]
     if provider == CUDA_PROVIDER:
         # by default CUDA rounds fp32 to TF32, 10 of 23 bits, and an engine of fp32 would be none

@@ -28,8 +28,8 @@ class Family:
     """Anchors as chains, ordered from cheap to dear.
 
     `data_config` is timm's: input size, mean, std, interpolation and crop of the images the
-    anchors were trained on. `fingerprint` is a hash of all weights, `architecture` of what computes
-    with them.
+    anchors were trained on. `fingerprint` is a hash of all weights, `anchor_fingerprints` of each
+    anchor's, `architecture` of what computes with them.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Family:
     data_config: dict[str, Any]
     weights: Weights
     fingerprint: str
+    anchor_fingerprints: dict[str, str]
     architecture: str
 
     @classmethod
@@ -67,6 +68,7 @@ class Family:
                 raise FamilyError(f"A name is made of letters, digits, - and _, not '{one}'.")
         first = next(iter(chains.values()))
         recipe = str(chains) if recipe is None else recipe
+        whole, each = _fingerprints(chains)
         for anchor, chain in chains.items():
             if (chain.input_shape, chain.classes) != (first.input_shape, first.classes):
                 raise FamilyError(
@@ -80,7 +82,8 @@ class Family:
             chains=chains,
             data_config={**data_config, "input_size": first.input_shape},
             weights=weights,
-            fingerprint=_fingerprint(chains),
+            fingerprint=whole,
+            anchor_fingerprints=each,
             architecture=hashlib.sha256(recipe.encode()).hexdigest(),
         )
 
@@ -240,13 +243,19 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def _fingerprint(chains: dict[str, Chain]) -> str:
-    digest = hashlib.sha256()
+def _fingerprints(chains: dict[str, Chain]) -> tuple[str, dict[str, str]]:
+    """SHA-256 of all weights, and of each anchor's."""
+    whole, each = hashlib.sha256(), {}
     for anchor, chain in chains.items():
+        own = hashlib.sha256()
         for name, tensor in chain.state_dict().items():
-            digest.update(f"{anchor}/{name}".encode())
-            digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()
+            data = tensor.detach().contiguous().cpu().numpy().tobytes()
+            whole.update(f"{anchor}/{name}".encode())
+            whole.update(data)
+            own.update(name.encode())
+            own.update(data)
+        each[anchor] = own.hexdigest()
+    return whole.hexdigest(), each
 
 
 def _first_line(error: BaseException) -> str:

@@ -21,8 +21,10 @@ from klas_zoo.anchors import Family
 from klas_zoo.cache import Cache
 from klas_zoo.costs import route_costs
 from klas_zoo.data import Data
+from klas_zoo.energy import meter
 from klas_zoo.engine_stages import Export, Judge, Keep, Register, Results, Time, TimeAnchors
 from klas_zoo.engines import RouteResult
+from klas_zoo.manifest import manifest
 from klas_zoo.pipeline import Listener, Outcome, Runner, StageRecord
 from klas_zoo.profiles.devices import Device
 from klas_zoo.records import BuildRecord
@@ -105,14 +107,15 @@ def build(
     """
     started = _now()
     ground = _ground(family, data, settings, device, team, signals or Signals())
-    runner = Runner(Cache(registry.root / "cache"), listener, team=team, redo=redo)
+    cache = Cache(registry.root / "cache")
+    runner = Runner(cache, listener, team=team, redo=redo, meter=meter(device.torch_device))
 
     def record(key: str) -> BuildRecord:
         return BuildRecord(
             family=family.name, device=device.name, weights=family.weights, dataset=data.description,
             data_fingerprint=data.test_fingerprint, command=shlex.join(["klas-zoo", *sys.argv[1:]]),
-            settings={**plain(ground.settings), "key": key, "stages": {one.name: one.key for one in runner.records}},
-            versions=versions(), hardware=device.hardware, started_at=started, finished_at=_now(),
+            settings=plain(ground.settings), versions=versions(), hardware=device.hardware, started_at=started,
+            finished_at=_now(), manifest=manifest(ground, key, runner.records),
         )  # fmt: skip
 
     line = _line_up(ground, runner, registry, record)

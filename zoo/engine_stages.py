@@ -222,7 +222,7 @@ class Register(Stage[int]):
         if not current:
             return None
         number = current[0].build_id
-        return number if self.registry.build(number).settings.get("key") == self.key else None
+        return number if self.registry.build(number).manifest.get("key") == self.key else None
 
 
 class Keep(Stage[Path]):

@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -76,6 +76,7 @@ class Work:
         folder: becomes the result's folder; what the stage writes here is kept.
         unfinished: a folder that survives an interruption; the stage makes it when it needs it.
         watch: announces and times one pass over something: name, total and unit.
+        notes: what the stage writes here is kept with its timings.
     """
 
     folder: Path
@@ -83,6 +84,7 @@ class Work:
     watch: Callable[[str, int, str], AbstractContextManager[Advance]]
     listener: Listener
     team: Team
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 class Stage(ABC, Generic[T]):
@@ -216,6 +218,7 @@ class Runner:
 
     def _run(self, stage: Stage[T], key: str) -> Outcome[T]:
         passes: dict[str, float] = {}
+        notes: dict[str, Any] = {}
         started, began, energy = time.perf_counter(), _now(), self._meter()
 
         def facts() -> Json:
@@ -227,6 +230,7 @@ class Runner:
                 "seconds": round(time.perf_counter() - started, 3),
                 "passes": passes,
                 "energy_joules": None if used is None or energy is None else round(used - energy, 1),
+                **notes,
             }
 
         # whatever ran before or was kept instead, a stage draws the same numbers
@@ -235,7 +239,7 @@ class Runner:
         value: list[T] = []
         if self.team.leads:
             with self.cache.storing(stage.name, key, facts) as place:
-                value.append(stage.run(self._work(stage, key, passes, place)))
+                value.append(stage.run(replace(self._work(stage, key, passes), folder=place, notes=notes)))
                 stage.save(value[0], place)
         elif stage.together:
             value.append(stage.run(self._work(stage, key, passes)))
@@ -246,7 +250,7 @@ class Runner:
         self._note(stage, key, "done", noted)
         return Outcome(key, lambda: value[0] if value else stage.load(folder), folder)
 
-    def _work(self, stage: Stage[T], key: str, passes: dict[str, float], folder: Path | None = None) -> Work:
+    def _work(self, stage: Stage[T], key: str, passes: dict[str, float]) -> Work:
         @contextmanager
         def watch(name: str, total: int, unit: str) -> Iterator[Advance]:
             before = time.perf_counter()
@@ -255,9 +259,7 @@ class Runner:
             passes[name] = round(time.perf_counter() - before, 3)
 
         unfinished = self.cache.unfinished(stage.name, key)
-        return Work(
-            folder=folder or unfinished, unfinished=unfinished, watch=watch, listener=self.listener, team=self.team
-        )
+        return Work(folder=unfinished, unfinished=unfinished, watch=watch, listener=self.listener, team=self.team)
 
     def _facts(self, stage: Stage[T], key: str) -> dict[str, Any] | None:
         facts = self.cache.facts(stage.name, key)

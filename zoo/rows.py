@@ -18,11 +18,12 @@ OF_A_BUILD = ("family", "device", "weights", "dataset", "data_fingerprint")
 """What an engine and its build have in common; stands in the build's row."""
 _OF_AN_ENGINE = ("runtime", "precision", "macs", "parameters", "top1", "images")
 _OF_A_FILE = ("sha256", "size_bytes")
+_TEXTS = ("settings", "versions", "manifest")
 
 
 def insert_build(connection: sqlite3.Connection, build: BuildRecord) -> int:
     """Inserts the current build of its family and device; its id."""
-    texts = {"settings": _json(dict(build.settings)), "versions": _json(dict(build.versions))}
+    texts = {name: _json(dict(getattr(build, name))) for name in _TEXTS}
     return insert(connection, "builds", {**vars(build), **texts, "current": 1})
 
 
@@ -43,7 +44,7 @@ def insert_engine(
 
 def read_build(row: sqlite3.Row) -> BuildRecord:
     values = {field.name: row[field.name] for field in fields(BuildRecord)}
-    texts = {name: json.loads(values[name]) for name in ("settings", "versions")}
+    texts = {name: json.loads(values[name]) for name in _TEXTS}
     return BuildRecord(**{**values, **texts})
 
 
@@ -53,7 +54,7 @@ def read_engine(row: sqlite3.Row, latencies: tuple[LatencyRecord, ...], path: Pa
         **{name: row[name] for name in (*OF_A_BUILD, *_OF_AN_ENGINE, *_OF_A_FILE)},
         route=Route.from_json(json.loads(row["route"])),
         input_shape=tuple(json.loads(row["input_shape"])),
-        verification=Verification(**json.loads(row["verification"])),
+        verification=Verification.from_json(json.loads(row["verification"])),
         latencies=latencies,
         path=path,
         build_id=row["build_id"],

@@ -79,6 +79,12 @@ STEPS = (
         ALTER TABLE builds ADD COLUMN removed_at TEXT;
         """,
     ),
+    Step(
+        "what each build was made from, and how long its stages took",
+        """
+        ALTER TABLE builds ADD COLUMN manifest TEXT NOT NULL DEFAULT '{}';
+        """,
+    ),
 )
 SCHEMA_VERSION = len(STEPS)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from klas_zoo.errors import Interrupted
 
+_ONE_PRESS_S = 3.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -19,7 +21,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._patient = False
+        self._patient, self._first_s = False, 0.0
         self._process = os.getpid()
 
     @contextmanager
@@ -52,6 +54,9 @@ class Signals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a forked worker; its parent sees to it
-        again, self.received = self.received is not None, signal.Signals(number)
+        # a terminal and torchrun may both pass on what was one press of a key
+        again = self.received is not None and time.monotonic() - self._first_s > _ONE_PRESS_S
+        if self.received is None:
+            self.received, self._first_s = signal.Signals(number), time.monotonic()
         if not self._patient or again:
             raise Interrupted(self.received)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +14,8 @@ from torchvision.datasets import ImageFolder
 
 from klas_zoo import cifar10
 from klas_zoo.errors import DataError
+from klas_zoo.parquet import hub_name, open_hub, open_parquet
+from klas_zoo.shards import open_shards, split_files
 
 
 class LabelledImages(Protocol):
@@ -23,6 +25,9 @@ class LabelledImages(Protocol):
 
     def image(self, index: int) -> Image.Image: ...
     def name(self, index: int) -> str: ...
+    def identity(self) -> Iterator[bytes]:
+        """What tells these images from others, cheap to read: the pixels, or names and sizes of files."""
+        ...
 
 
 def open_images(folder: Path | None, sample: Path | None) -> tuple[LabelledImages, LabelledImages, str]:
@@ -35,6 +40,8 @@ def open_images(folder: Path | None, sample: Path | None) -> tuple[LabelledImage
         if sample is None:
             raise DataError("This family brings no images of its own: say --data DIR.")
         return (*_open_sample(sample), "CIFAR-10 sample")
+    if (name := hub_name(folder)) is not None:
+        return open_hub(name)
     if not folder.is_dir():
         raise DataError(f"--data {folder} is not a folder.")
     for place in (folder, folder / "cifar-10-batches-py"):
@@ -48,8 +55,13 @@ def open_images(folder: Path | None, sample: Path | None) -> tuple[LabelledImage
                 odd = sorted(set(train.classes) ^ set(test.classes))[0]
                 raise DataError(f"{folder}: train and {held} have other classes; one has '{odd}', one has not.")
             return train, test, f"images in {folder.resolve().name}"
+        if shards := split_files(folder, held, ".tar"):
+            return open_shards(*shards, folder.resolve().name)
+        if files := split_files(folder, held, ".parquet"):
+            return open_parquet(*files, folder.resolve().name)
     raise DataError(
-        f"{folder} holds neither train/ and val/ (or test/) with a folder a class, nor cifar-10-batches-py."
+        f"{folder} holds neither train/ and val/ (or test/) with a folder a class, nor cifar-10-batches-py, nor "
+        "train*.tar and val*.tar, nor train*.parquet and val*.parquet."
     )
 
 
@@ -72,6 +84,10 @@ class FolderOfImages:
     def name(self, index: int) -> str:
         return str(self._paths[index])
 
+    def identity(self) -> Iterator[bytes]:
+        for path in self._paths:
+            yield f"{path.parent.name}/{path.name}:{path.stat().st_size}".encode()
+
 
 class ImageArray:
     """Images in memory: (N, H, W, 3) uint8."""
@@ -84,6 +100,9 @@ class ImageArray:
 
     def name(self, index: int) -> str:
         return f"number {index}"
+
+    def identity(self) -> Iterator[bytes]:
+        yield self.images.tobytes()
 
 
 def _open_sample(folder: Path) -> tuple[ImageArray, ImageArray]:
@@ -111,14 +130,10 @@ def _cut(sheet: Path, size: int) -> np.ndarray:
 
 
 def fingerprint(*sources: LabelledImages) -> str:
-    """A hash of images in memory, or of names and sizes of files; and of all labels."""
+    """A hash of all labels, and of images in memory or of names and sizes of files."""
     digest = hashlib.sha256()
     for source in sources:
         digest.update(np.asarray(source.labels, dtype=np.int64).tobytes())
-        if isinstance(source, ImageArray):
-            digest.update(source.images.tobytes())
-        else:
-            for index in range(len(source.labels)):
-                path = Path(source.name(index))
-                digest.update(f"{path.parent.name}/{path.name}:{path.stat().st_size}".encode())
+        for part in source.identity():
+            digest.update(part)
     return digest.hexdigest()

@@ -278,7 +278,7 @@ class Tune(Stage[Supernet]):
             forever=True, start=tuner.done * settings.accumulate,
         )  # fmt: skip
         with work.watch("tune", self.steps * settings.batch, "images") as advance:
-            advance(tuner.done * settings.batch, "")
+            advance(tuner.done * settings.batch, "skipped")
             with ground.signals.patiently(), tuner.running():
                 while tuner.done < self.steps:
                     progress = tuner.step(stream)
@@ -288,6 +288,7 @@ class Tune(Stage[Supernet]):
                         checkpoints.after_step(tuner)
         stream.close()
         tuner.finish()
+        work.notes["checkpoints"] = {"count": checkpoints.count, "seconds": round(checkpoints.seconds, 3)}
         return supernet
 
     def save(self, result: Supernet, folder: Path) -> None:

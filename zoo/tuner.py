@@ -8,6 +8,7 @@ every batch (DistributedDataParallel), and take the steps that one would.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -218,9 +219,14 @@ def mixed_loss(logits: Tensor, labels: Tensor, taught: Tensor, settings: TuningS
 def _shared(supernet: Supernet, team: Team) -> nn.Module:
     if team.size == 1:
         return supernet
-    # a step leaves most of the supernet unused; statistics stand still, so there is nothing to broadcast
+    # statistics stand still, so there is nothing to broadcast; torch renamed what says so
+    new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     return DistributedDataParallel(
-        supernet, find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
+        supernet,
+        device_ids=[torch.cuda.current_device()] if next(supernet.parameters()).is_cuda else None,
+        find_unused_parameters=True,  # a step leaves most of the supernet unused
+        gradient_as_bucket_view=True,
+        **{"forward_sync_buffers" if new_name else "broadcast_buffers": False},
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from typing import Any
 
 import click
@@ -21,8 +22,9 @@ from klas_zoo.cli.pick import pick
 from klas_zoo.cli.registry import registry
 from klas_zoo.cli.routes import routes
 from klas_zoo.cli.sharing import pull, push
+from klas_zoo.cli.show import show
 from klas_zoo.cli.verify import verify
-from klas_zoo.errors import KlasZooError
+from klas_zoo.errors import Interrupted, KlasZooError
 
 # what a full, read-only or forbidden disk answers, wherever in a build it happens
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
@@ -35,7 +37,10 @@ class _Commands(click.Group):
         try:
             return super().invoke(context)
         except KlasZooError as error:
-            click.echo(f"Error: {error}", err=True)
+            if int(os.environ.get("RANK", "0")) > 0:
+                # what the first process of a team met too, that one tells; then torchrun ends this one
+                time.sleep(2)
+            click.echo(str(error) if isinstance(error, Interrupted) else f"Error: {error}", err=True)
             context.exit(error.exit_code)
         except OSError as error:
             if error.errno not in _DISK_ERRORS:
@@ -63,6 +68,7 @@ for command in (
     push,
     registry,
     routes,
+    show,
     verify,
 ):
     main.add_command(command)
