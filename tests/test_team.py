@@ -84,7 +84,7 @@ def test_a_process_that_is_killed_in_the_middle_changes_nothing_in_the_end(
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
-    with pytest.raises(UsageError, match="12 images cannot be cut .* for 5 processes evenly: give a multiple of 5"):
+    with pytest.raises(UsageError, match=r"12 images cannot be cut .* for 5 processes evenly: give a multiple of 5"):
         Tuner(team_job.supernet(), 1, team_job.SETTINGS, team=Team(0, 5))
 
 
