@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,16 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from klas_zoo.errors import PackageError, VerificationError
-from klas_zoo.exporters.contract import Answer, Artifact, Compared, Verdict, judge
+from klas_zoo.exporters.contract import Artifact, Compared, Verdict, judge
 from klas_zoo.exporters.manifest import FamilyFacts, FileEntry, Manifest, PackagedRoute
 from klas_zoo.exporters.package import Package, write_manifest
-from klas_zoo.exporters.precision import converter, limits_for, quantised
+from klas_zoo.exporters.precision import converter, limits_for
 from klas_zoo.exporters.to_onnx import RouteExporter
-from klas_zoo.exporters.verify import answer_of
+from klas_zoo.exporters.verify import open_artifact
 from klas_zoo.exporters.weights import WeightsFile, check_written, write_graph
 from klas_zoo.files import make_directory, sha256_of, sync_directory
 from klas_zoo.modes import evaluating
-from klas_zoo.profiles.devices import CPU_PROVIDER, open_session
+from klas_zoo.profiles.devices import CPU_PROVIDER
 from klas_zoo.supernet import Supernet
 
 WEIGHTS, REFERENCES = "weights.bin", "references.safetensors"
@@ -111,9 +112,7 @@ def export_family(
         answers = _write(source, folder, precision, images, listener)
         limits = limits_for(precision, source.facts.weights)
 
-        def open_engine(artifact: Artifact) -> Answer:
-            return answer_of(open_session(artifact.path, provider, threads))
-
+        open_engine = partial(open_artifact, provider=provider, threads=threads)
         verdicts = []
         for one in source.routes:
             artifact = Artifact(route=one.name, format="onnx", precision=precision, path=folder / file_of(one))
@@ -156,6 +155,8 @@ def _write_graphs(
             about = {"family": facts.name, "route": one.name, "weights": facts.weights, "precision": precision}
             model = exporter.model(one.route)
             if precision == "int8":
+                from klas_zoo.exporters.int8 import quantised
+
                 model = quantised(model, one.name, images.calibration)
             write_graph(model, folder / file_of(one), weights, about)
             listener("export", one.name)

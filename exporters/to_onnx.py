@@ -57,7 +57,7 @@ class RouteExporter:
     Args:
         supernet: its anchors and stitching layers are translated here, once.
         input_shape: (C, H, W) of one image.
-        convert: changes a graph, as to another precision, before routes are cut out of it.
+        convert: changes the graph of a route in place, as to another precision.
 
     Raises:
         ExportError: as `export`.
@@ -69,7 +69,6 @@ class RouteExporter:
         self._supernet, self._input_shape, self._convert = supernet, input_shape, convert
         everything = _Everything(supernet)
         self._model = _translate(everything, input_shape, everything.names, "the supernet")
-        convert(self._model)
 
     def export(self, route: Route, path: Path, *, metadata: Mapping[str, str]) -> None:
         """Writes a route as `export` would.
@@ -99,6 +98,7 @@ class RouteExporter:
             ir.convenience.replace_all_uses_with(features, values[str(seam)])
         passes.RemoveUnusedNodesPass()(model)
         model.graph.sort()
+        self._convert(model)
         return model
 
 

@@ -21,12 +21,13 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from klas_zoo.exporters.contract import Answer, Limits, differences
+from klas_zoo.errors import CannotRunHere, ExportError
+from klas_zoo.exporters.contract import Answer, Artifact, Limits, differences
 from klas_zoo.exporters.records import Verification, explain
 from klas_zoo.modes import evaluating
 from klas_zoo.profiles.devices import open_session
 
-__all__ = ["answer_of", "compare", "explain", "verify"]
+__all__ = ["answer_of", "compare", "explain", "open_artifact", "verify"]
 
 TOLERANCE = 1e-4  # in units of the logits
 MIN_AGREEMENT = 0.999
@@ -89,3 +90,19 @@ def answer_of(session: onnxruntime.InferenceSession) -> Answer:
     """A session of one input and one output as a function."""
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images})[0]
+
+
+def open_artifact(artifact: Artifact, *, provider: str, threads: int | None) -> Answer:
+    """Opens an ONNX artifact in onnxruntime.
+
+    Raises:
+        CannotRunHere: the provider cannot compute in the artifact's precision.
+        ExportError: onnxruntime cannot load it.
+    """
+    try:
+        return answer_of(open_session(artifact.path, provider, threads))
+    except ExportError as error:
+        # onnxruntime's processor kernels know fp16 by casting to fp32 and back, and bf16 not at all
+        if artifact.precision == "bf16" and "NOT_IMPLEMENTED" in str(error):
+            raise CannotRunHere(f"onnxruntime's {provider} does not compute in bf16.") from error
+        raise

@@ -15,6 +15,7 @@
     ├── PackageError            a package cannot be read or written
     │   ├── NewerPackage        it was made by a newer klas-zoo
     │   └── DamagedPackage      a file of it is missing, altered, or reaches outside
+    ├── AbsentDevice            this machine does not have the device
     ├── ProfileError            a profile that cannot be read, measured or believed
     ├── RegistryError           the registry cannot be read or written
     │   ├── NewerRegistry       it was made by a newer klas-zoo
@@ -115,6 +116,10 @@ class NewerPackage(PackageError):
 
 class DamagedPackage(PackageError):
     """A file of a package is missing, altered, or reaches outside of it; the message names the file."""
+
+
+class AbsentDevice(KlasZooError):
+    """This machine does not have the device."""
 
 
 class ProfileError(KlasZooError):

@@ -94,7 +94,9 @@ def keep(
         "routes": [route_to_json(one) for one in routes],
     }
     with replacing(path) as temporary:
+        mode = temporary.stat().st_mode
         save_supernet(supernet, temporary, header)
+        temporary.chmod(mode)  # safetensors keeps a file from everybody but its owner
     return path
 
 

@@ -19,6 +19,7 @@ from klas_zoo.cli.doctor import doctor
 from klas_zoo.cli.export import export
 from klas_zoo.cli.listing import families, list_engines
 from klas_zoo.cli.pick import pick
+from klas_zoo.cli.profile import profile
 from klas_zoo.cli.registry import registry
 from klas_zoo.cli.routes import routes
 from klas_zoo.cli.show import show
@@ -63,6 +64,7 @@ for command in (
     families,
     list_engines,
     pick,
+    profile,
     registry,
     routes,
     show,
