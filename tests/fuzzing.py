@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
+import math
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,15 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import made_up
-import packages
 import profiles_made_up
-import torch
-from conftest import TINY_FAMILY
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
-from klas_zoo.anchors import read_state_dict
 from klas_zoo.checking import check
 from klas_zoo.errors import KlasZooError
 from klas_zoo.exporters.manifest import read_manifest
@@ -41,6 +36,23 @@ from klas_zoo.tags import move_tag
 from klas_zoo.units import parse_latency_ms, parse_size_bytes
 
 LONGEST_S = 10
+FAMILY = """
+name = "mine"
+input_shape = [3, 16, 16]
+num_classes = 4
+preset = "quick"
+description = "two networks"
+
+[[anchors]]
+name = "tiny"
+model = "deit_tiny_patch16_224"
+arguments = { img_size = 16, patch_size = 8, embed_dim = 12, depth = 3, num_heads = 2 }
+
+[[anchors]]
+name = "small"
+model = "deit_small_patch16_224"
+checkpoint = "small.safetensors"
+"""
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 2, 2**31, 2**63, -(2**63), 10**400, 0.0, -0.5, 1e-320, 1e308, float("inf"),
     float("nan"), "", " ", "x", "../x", "/etc/passwd", "a\0b", "a\nb", "\x1b[2J", "é", "𝕏" * 50, "\ud800", "x" * 5_000,
@@ -49,7 +61,7 @@ ODD: list[Any] = [
 
 
 class Hang(BaseException):
-    """An input took longer than `LONGEST_S`; no parser's `except Exception` catches it."""
+    """An input took `LONGEST_S` of the processor's time; no parser's `except Exception` catches it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +69,11 @@ class Target:
     """Something that reads what others wrote.
 
     Attributes:
-        share: of all inputs.
         inputs: what may come.
         read: takes one input.
     """
 
     name: str
-    share: float
     inputs: st.SearchStrategy[Any]
     read: Callable[[Any], object]
 
@@ -93,10 +103,7 @@ def throw(target: Target, inputs: int, start: int = 0) -> int:
             thrown += 1
             with _at_most(LONGEST_S), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                try:
-                    target.read(value)
-                except KlasZooError as error:
-                    assert str(error), "an error without a word"
+                _ours(lambda: target.read(value))
 
         one()
         start += 1
@@ -108,28 +115,29 @@ def throw(target: Target, inputs: int, start: int = 0) -> int:
 @contextmanager
 def _at_most(seconds: int) -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
-        raise Hang(f"an input took longer than {seconds} s")
+        raise Hang(f"an input took more than {seconds} s of the processor")
 
-    old = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    # of the processor's time: a busy machine makes everything take long
+    old = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, old)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, old)
 
 
 # inputs
 
 
 def altered(value: Any) -> st.SearchStrategy[Any]:
-    """JSON that was right, with one to three places of it replaced, taken out, or doubled."""
+    """JSON that was right, with up to three places of it replaced, taken out, or doubled."""
     count = sum(1 for _ in _places(value))
 
     @st.composite
     def strategy(draw: st.DrawFn) -> Any:
         found = copy.deepcopy(value)
-        for _ in range(draw(st.integers(1, 3))):
+        for _ in range(draw(st.integers(0, 3))):
             places = list(_places(found))
             holder, key = places[draw(st.integers(0, count)) % len(places)] if places else (None, None)
             if holder is None:
@@ -164,7 +172,7 @@ def damaged(content: bytes) -> st.SearchStrategy[bytes]:
     @st.composite
     def strategy(draw: st.DrawFn) -> bytes:
         found = bytearray(content)
-        for _ in range(draw(st.integers(1, 4))):
+        for _ in range(draw(st.integers(0, 4))):
             at = draw(places) % max(1, len(found))
             how = draw(st.sampled_from(["flip", "set", "cut", "end", "insert", "double"]))
             if how == "flip" and found:
@@ -191,20 +199,21 @@ _TEXTS = st.one_of(_NUMBERS, st.text(max_size=80), st.sampled_from([x for x in O
 # targets
 
 
-def targets(folder: Path) -> list[Target]:
-    """Everything that reads what others wrote; files are written into `folder`."""
-    return [
-        Target(name="budgets", share=0.20, inputs=st.tuples(_TEXTS, _TEXTS, _TEXTS), read=_budgets(folder)),
-        Target(name="families", share=0.15, inputs=_family_files(), read=_through(folder / "family.toml", read_family)),
-        _profiles(),
-        _manifests(folder),
-        _safetensors_headers(folder),
-        _checkpoints(folder),
-        _packages(folder),
-        _indexes(folder),
-        _registries(folder),
-        Target(name="tags", share=0.05, inputs=_TEXTS, read=_tags(folder)),
-    ]
+def build(name: str, folder: Path, package: Path) -> Target:
+    """A target; what it needs is written into `folder`, and `package` is a whole one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _, factory = TARGETS[name]
+    inputs, read = factory(folder, package)
+    return Target(name=name, inputs=inputs, read=read)
+
+
+def counts(inputs: int) -> Mapping[str, int]:
+    """How many inputs each target gets, so that together there are at least so many."""
+    whole = sum(share for share, _ in TARGETS.values())
+    return {name: max(1, math.ceil(inputs * share / whole)) for name, (share, _) in TARGETS.items()}
+
+
+Made = tuple[st.SearchStrategy[Any], Callable[[Any], object]]
 
 
 def _through(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], object]:
@@ -218,8 +227,11 @@ def _through(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], ob
     return write_and_read
 
 
-def _budgets(folder: Path) -> Callable[[tuple[str, str, str]], None]:
-    registry = made_up.filled_registry(folder / "budgets")
+def _budgets(folder: Path, package: Path) -> Made:
+    path = folder / "engine"
+    path.write_bytes(b"engine")
+    engines = [made_up.engine(path, name, 70.0 + i, 1.0 + i) for i, name in enumerate(("tiny", "small", "base"))]
+    registry = made_up.FixedRegistry(folder, held=tuple(engines))
 
     def read(texts: tuple[str, str, str]) -> None:
         latency, size, name = texts
@@ -229,89 +241,85 @@ def _budgets(folder: Path) -> Callable[[tuple[str, str, str]], None]:
             lambda: pick(latency, max_size=size, registry=registry),
             lambda: pick("5ms", family=name, device=size, percentile=latency, registry=registry),
         ):
-            try:
-                attempt()
-            except KlasZooError as error:
-                assert str(error)
+            _ours(attempt)
 
-    return read
+    return st.tuples(_TEXTS, _TEXTS, _TEXTS), read
 
 
-def _tags(folder: Path) -> Callable[[str], None]:
+def _tags(folder: Path, package: Path) -> Made:
     registry = made_up.filled_registry(folder / "tags")
-    return lambda name: move_tag(registry, name) and None
+
+    def read(name: str) -> None:
+        _ours(lambda: move_tag(registry, name))
+        registry.engines(name)
+
+    return _TEXTS, read
 
 
-def _family_files() -> st.SearchStrategy[bytes]:
-    lines = TINY_FAMILY.strip().splitlines()
-    values = [json.dumps(x, ensure_ascii=True) for x in ODD if x is not None] + ["2026-01-01", "0x10", "'", '"""', "{"]
+def _families(folder: Path, package: Path) -> Made:
+    lines = FAMILY.strip().splitlines()
+    values = [json.dumps(x) for x in ODD if x is not None] + ["2026-01-01", "0x10", "'", '"""', "{"]
 
     @st.composite
     def edited(draw: st.DrawFn) -> bytes:
         found = list(lines)
         for _ in range(draw(st.integers(1, 3))):
             at = draw(st.integers(0, len(lines) - 1)) % len(found)
-            key = found[at].partition("=")[0]
-            found[at : at + 1] = draw(
-                st.sampled_from([[], [found[at]] * 2, [f"{key}= {draw(st.sampled_from(values))}"], ["[[anchors]]"]])
-            ) or ["# nothing"]
+            how = draw(st.sampled_from(["value", "value", "double", "drop", "table"]))
+            value = f"{found[at].partition('=')[0]}= {draw(st.sampled_from(values))}"
+            changed = {"value": value, "double": f"{found[at]}\n{found[at]}", "drop": "", "table": "[[anchors]]"}
+            found[at] = changed[how]
         return "\n".join(found).encode("utf-8", "surrogatepass")
 
-    return st.one_of(edited(), edited(), damaged(TINY_FAMILY.encode()), st.text(max_size=200).map(str.encode))
+    inputs = st.one_of(edited(), edited(), damaged(FAMILY.encode()), st.text(max_size=200).map(str.encode))
+    return inputs, _through(folder / "family.toml", read_family)
 
 
-def _profiles() -> Target:
+def _profiles(folder: Path, package: Path) -> Made:
     valid = profile_files.to_json(profiles_made_up.profile())
     texts = st.one_of(
         altered(valid).map(json.dumps),
         altered({"schema_version": 1, "profiles": [valid, valid]}).map(json.dumps),
         damaged(json.dumps(valid).encode()).map(lambda content: content.decode(errors="replace")),
     )
-    return Target(
-        name="profiles", share=0.15, inputs=texts, read=lambda text: profile_files.from_text(text, "there")
-    )
+    return texts, lambda text: profile_files.from_text(text, "there")
 
 
-def _package(folder: Path) -> Path:
-    if not folder.exists():
-        packages.write_package(folder)
-    return folder
+def _manifests(folder: Path, package: Path) -> Made:
+    valid = json.loads((package / "manifest.json").read_text())
+    return altered(valid), lambda table: read_manifest(table, "there")
 
 
-def _manifests(folder: Path) -> Target:
-    valid = json.loads((_package(folder / "package") / "manifest.json").read_text())
-    return Target(
-        name="manifests", share=0.10, inputs=altered(valid), read=lambda table: read_manifest(table, "there")
-    )
-
-
-def _packages(folder: Path) -> Target:
-    """Packages with one file damaged, or a damaged manifest; half of them with hashes that agree."""
-    whole = _package(folder / "package")
-    work = Path(shutil.copytree(whole, folder / "damaged"))
-    kept = {path.name: path.read_bytes() for path in whole.iterdir()}
-    # of the weights only a few bytes are worth damaging, and of the rest all
+def _packages(folder: Path, package: Path) -> Made:
+    """Packages with one file damaged; half of them with a manifest that was made to agree."""
+    kept = {path.name: path.read_bytes() for path in package.iterdir()}
+    for name, content in kept.items():
+        (folder / name).write_bytes(content)
     files = st.sampled_from(sorted(kept)).flatmap(lambda name: st.tuples(st.just(name), damaged(kept[name])))
 
     def read(value: tuple[tuple[str, bytes], bool]) -> None:
         (name, content), agrees = value
         try:
-            (work / name).write_bytes(content)
+            (folder / name).write_bytes(content)
             if agrees and name != "manifest.json":
                 manifest = json.loads(kept["manifest.json"])
-                manifest["files"][name] = {"size_bytes": len(content), "sha256": sha256_of(work / name)}
-                (work / "manifest.json").write_text(json.dumps(manifest))
-            Package.open(work).references()
+                manifest["files"][name] = {"size_bytes": len(content), "sha256": sha256_of(folder / name)}
+                (folder / "manifest.json").write_text(json.dumps(manifest))
+            Package.open(folder).references()
         finally:
             for restored in {name, "manifest.json"}:
-                (work / restored).write_bytes(kept[restored])
+                (folder / restored).write_bytes(kept[restored])
 
-    return Target(name="packages", share=0.05, inputs=st.tuples(files, st.booleans()), read=read)
+    return st.tuples(files, st.booleans()), read
 
 
-def _safetensors_headers(folder: Path) -> Target:
+def _safetensors(folder: Path, package: Path) -> Made:
+    import torch
+    from safetensors.torch import save_file
+
+    from klas_zoo.anchors import read_state_dict
+
     path = folder / "weights.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_file({"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.int64)}, path, metadata={"x": "y"})
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
@@ -328,27 +336,28 @@ def _safetensors_headers(folder: Path) -> Target:
         damaged(content),
         lengths.map(lambda wrong: wrong.to_bytes(8, "little") + content[8:]),
     )
-    return Target(name="safetensors", share=0.15, inputs=inputs, read=_through(path, read_state_dict))
+    return inputs, _through(path, read_state_dict)
 
 
-def _checkpoints(folder: Path) -> Target:
+def _checkpoints(folder: Path, package: Path) -> Made:
+    import torch
+
+    from klas_zoo.anchors import read_state_dict
+
     path = folder / "weights.pth"
     torch.save({"model": {"a": torch.zeros(2, 3)}}, path)
-    return Target(
-        name="checkpoints", share=0.03, inputs=damaged(path.read_bytes()), read=_through(path, read_state_dict)
-    )
+    return damaged(path.read_bytes()), _through(path, read_state_dict)
 
 
-def _indexes(folder: Path) -> Target:
-    package = _package(folder / "package")
+def _indexes(folder: Path, package: Path) -> Made:
     valid = json.loads(index_of(package, [path.name for path in package.iterdir()]).to_bytes())
     inputs = st.one_of(
         altered(valid).map(lambda table: json.dumps(table).encode()), damaged(json.dumps(valid).encode())
     )
-    return Target(name="indexes", share=0.07, inputs=inputs, read=lambda content: read_index(content, "there"))
+    return inputs, lambda content: read_index(content, "there")
 
 
-def _registries(folder: Path) -> Target:
+def _registries(folder: Path, package: Path) -> Made:
     registry = made_up.filled_registry(folder / "registry")
     move_tag(registry, "deit-micro@prod")
     file = registry.root / "registry.sqlite"
@@ -363,15 +372,28 @@ def _registries(folder: Path) -> Target:
             lambda: pick("5ms", registry=opened),
             lambda: check(opened),
         ):
-            try:
-                attempt()
-            except KlasZooError as error:
-                assert str(error)
+            _ours(attempt)
 
-    return Target(name="registries", share=0.05, inputs=damaged(file.read_bytes()), read=read)
+    return damaged(file.read_bytes()), read
 
 
-def shares(made: list[Target], inputs: int) -> Mapping[str, int]:
-    """How many inputs each target gets, so that together there are at least so many."""
-    whole = sum(target.share for target in made)
-    return {target.name: max(1, -(-round(inputs * target.share * 1e6 / whole) // 10**6)) for target in made}
+def _ours(attempt: Callable[[], object]) -> None:
+    try:
+        attempt()
+    except KlasZooError as error:
+        assert str(error), "an error without a word"
+
+
+TARGETS: dict[str, tuple[float, Callable[[Path, Path], Made]]] = {
+    "budgets": (0.20, _budgets),
+    "families": (0.15, _families),
+    "profiles": (0.15, _profiles),
+    "manifests": (0.13, _manifests),
+    "safetensors": (0.15, _safetensors),
+    "checkpoints": (0.02, _checkpoints),
+    "packages": (0.05, _packages),
+    "indexes": (0.10, _indexes),
+    "registries": (0.03, _registries),
+    "tags": (0.02, _tags),
+}
+"""Everything that reads what others wrote, by its name: its share of all inputs, and how it is made."""
