@@ -2,6 +2,7 @@
 
     <root>/registry.sqlite            builds, engines, latencies and tags
     <root>/engines/ab/ab12….onnx      each engine under its own SHA-256
+    <root>/supernets/                 what the newest build of a family and device tuned
     <root>/build.lock                 held by the build that is timing engines
     <root>/store.lock                 held by whoever adds or removes files: one at a time
 
@@ -27,7 +28,7 @@ from klas_zoo.profiles.records import LatencyRecord
 from klas_zoo.records import BuildRecord, EngineRecord, NewEngine
 from klas_zoo.tags import builds_of
 
-__all__ = ["BuildRecord", "EngineRecord", "NewEngine", "Registry", "check_file", "default_root"]
+__all__ = ["BuildRecord", "EngineRecord", "NewEngine", "Registry", "check_file", "default_root", "supernet_path"]
 
 
 def default_root() -> Path:
@@ -38,6 +39,11 @@ def default_root() -> Path:
     import platformdirs
 
     return platformdirs.user_data_path("klas-zoo", appauthor=False)
+
+
+def supernet_path(root: Path, family: str, device: str) -> Path:
+    """Where the newest build of a family and device leaves what it tuned; see klas_zoo.tuned."""
+    return root / "supernets" / f"{family}-{device}.safetensors"
 
 
 def check_file(engine: EngineRecord, *, content: bool) -> None:
