@@ -151,17 +151,18 @@ class Registry:
         """
         with self.reading() as connection:
             chosen, names = builds_of(connection, family, device)
-            joined = f"JOIN builds ON builds.id = engines.build_id WHERE {chosen}"
+            # CROSS JOIN keeps the order: few builds are chosen of many, and all else follows from them
+            engines = "FROM builds CROSS JOIN engines ON engines.build_id = builds.id"
             latencies: dict[int, list[LatencyRecord]] = {}
             for row in connection.execute(
-                f"SELECT latencies.* FROM latencies JOIN engines ON engines.id = latencies.engine_id {joined}"
-                " ORDER BY latencies.batch",
+                f"SELECT latencies.* {engines} CROSS JOIN latencies ON latencies.engine_id = engines.id"
+                f" WHERE {chosen} ORDER BY latencies.batch",
                 names,
             ):
                 latencies.setdefault(row["engine_id"], []).append(rows.read_latency(row))
             found = connection.execute(
-                f"SELECT engines.*, finished_at, {', '.join(rows.OF_A_BUILD)} FROM engines {joined}"
-                " ORDER BY engines.macs, engines.id",
+                f"SELECT engines.*, finished_at, {', '.join(rows.OF_A_BUILD)} {engines}"
+                f" WHERE {chosen} ORDER BY engines.macs, engines.id",
                 names,
             )
             return [
