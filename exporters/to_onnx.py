@@ -15,10 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
+from onnxscript.optimizer import optimize
 from torch import Tensor, nn
 
 from klas_zoo.chains import Shape
@@ -156,14 +158,42 @@ def _translate(module: nn.Module, input_shape: Shape, outputs: Sequence[str], wh
                 opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=outputs,
-                optimize=True,
+                optimize=False,
                 verbose=False,
             )
     assert translated is not None
     model = translated.model
+    with stage("optimise", what):
+        _transpose_weights(model)
+        optimize(model)
     # stack traces and module names of every node: ten times the graph itself
     passes.ClearMetadataAndDocStringPass()(model)
     return model
+
+
+def _transpose_weights(model: ir.Model) -> None:
+    """Takes the place of every Transpose of a weight by the transposed weight, which is computed when it is written.
+
+    The optimiser would do it at once, and hold a second copy of nearly all weights.
+    """
+    for node in list(model.graph):
+        weight = node.inputs[0].const_value if node.op_type == "Transpose" and node.inputs[0] is not None else None
+        if weight is None or "perm" not in node.attributes:
+            continue
+        turned = _turned(weight, node.attributes["perm"].as_ints())
+        name = f"{node.inputs[0].name}_transposed_{node.outputs[0].name}"  # type: ignore[union-attr]
+        value = ir.Value(name=name, shape=turned.shape, type=ir.TensorType(turned.dtype), const_value=turned)
+        model.graph.register_initializer(value)
+        ir.convenience.replace_all_uses_with(node.outputs[0], value)
+        model.graph.remove(node, safe=True)
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def _turned(weight: ir.TensorProtocol, permutation: Sequence[int]) -> ir.LazyTensor:
+    def turn() -> ir.Tensor:
+        return ir.Tensor(np.ascontiguousarray(weight.numpy().transpose(permutation)), dtype=weight.dtype)
+
+    return ir.LazyTensor(turn, weight.dtype, ir.Shape([weight.shape[axis] for axis in permutation]))
 
 
 def finish(model: ir.Model, metadata: Mapping[str, str]) -> onnx.ModelProto:

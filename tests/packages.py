@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from klas_zoo.architectures import to_chain
+from klas_zoo.chains import Chain as Chain
 from klas_zoo.exporters.family import Images, Source, export_family
 from klas_zoo.exporters.manifest import FamilyFacts, PackagedRoute
 from klas_zoo.exporters.package import Package
