@@ -8,7 +8,6 @@ nothing heavy.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -77,6 +76,8 @@ class ProfileStore:
                 raise ProfileError(f"'{name}' cannot name a folder: letters, digits, '.', '-' and '_' can.")
         kind = f"{profile.runtime}-{profile.precision}-batch{profile.batch}"
         when = re.sub(r"[^0-9]", "", profile.measured_at)[:14]
+        import hashlib  # not at the top: it brings OpenSSL, and picking does not hash
+
         sha256 = hashlib.sha256(text.encode()).hexdigest()[:12]
         return self.root / profile.family / profile.device / kind / f"{when}-{sha256}.json"
 

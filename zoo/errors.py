@@ -15,10 +15,12 @@
     ├── PackageError            a package cannot be read or written
     │   ├── NewerPackage        it was made by a newer klas-zoo
     │   └── DamagedPackage      a file of it is missing, altered, or reaches outside
+    ├── AbsentDevice            this machine does not have the device
     ├── ProfileError            a profile that cannot be read, measured or believed
     ├── RegistryError           the registry cannot be read or written
     │   ├── NewerRegistry       it was made by a newer klas-zoo
     │   └── DamagedRegistry     a file does not hold what the registry says
+    ├── RemoteError             a place that packages are pushed to or pulled from cannot be used
     ├── NothingFits             no engine is within every limit of a pick
     └── Interrupted             SIGTERM or Ctrl-C; exit 128 + the signal's number
 
@@ -117,6 +119,10 @@ class DamagedPackage(PackageError):
     """A file of a package is missing, altered, or reaches outside of it; the message names the file."""
 
 
+class AbsentDevice(KlasZooError):
+    """This machine does not have the device."""
+
+
 class ProfileError(KlasZooError):
     """A profile that cannot be read, measured or believed."""
 
@@ -131,6 +137,10 @@ class NewerRegistry(RegistryError):
 
 class DamagedRegistry(RegistryError):
     """A file of the registry does not hold what the registry says."""
+
+
+class RemoteError(KlasZooError):
+    """A place that packages are pushed to or pulled from cannot be used, or does not hold what was pushed."""
 
 
 class NothingFits(KlasZooError):

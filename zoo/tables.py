@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from klas_zoo.profiles.profile import Profile
 from klas_zoo.records import EngineRecord
 from klas_zoo.units import format_latency, format_macs, format_size
 
@@ -60,6 +61,32 @@ def devices_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             *(f"{peaks[name]:g}" if name in peaks else "" for name in ("fp32", "fp16", "bf16", "int8")),
             row.get("compute_capability") or "",
             "\n".join([*filter(None, (row.get("hardware"),)), *profiles]),
+        )
+    return table
+
+
+def profile_table(profile: Profile) -> Table:
+    """One row a measured network, and how far its prediction would be off."""
+    model = profile.model
+    error = f"; {model.error.method}: median {model.error.median_percent:.2g} %" if model else ""
+    spread = f", at most {model.error.largest_percent:.2g} %" if model else ""
+    table = Table(title=str(profile), caption=profile.failure or f"{profile.hardware}{error}{spread}")
+    table.add_column("network")
+    for heading in ("MACs", "runs", "p50", "p90", "p99", "variation", "model is off"):
+        table.add_column(heading, justify="right")
+    for one in profile.networks:
+        seen = one.latency
+        off = f"{100 * (model.predict_ms(one.route) / seen.p50_ms - 1):+.1f} %" if model else ""
+        table.add_row(
+            str(one.route),
+            format_macs(one.macs),
+            str(seen.runs),
+            format_latency(seen.p50_ms),
+            format_latency(seen.p90_ms),
+            format_latency(seen.p99_ms),
+            f"{seen.coefficient_of_variation:.1%}",
+            off,
+            style="bold" if one.route.is_anchor else "",
         )
     return table
 

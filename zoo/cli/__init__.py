@@ -19,8 +19,10 @@ from klas_zoo.cli.doctor import doctor
 from klas_zoo.cli.export import export
 from klas_zoo.cli.listing import families, list_engines
 from klas_zoo.cli.pick import pick
+from klas_zoo.cli.profile import profile
 from klas_zoo.cli.registry import registry
 from klas_zoo.cli.routes import routes
+from klas_zoo.cli.sharing import pull, push
 from klas_zoo.cli.show import show
 from klas_zoo.cli.verify import verify
 from klas_zoo.errors import Interrupted, KlasZooError
@@ -63,6 +65,9 @@ for command in (
     families,
     list_engines,
     pick,
+    pull,
+    push,
+    profile,
     registry,
     routes,
     show,
