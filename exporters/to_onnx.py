@@ -12,7 +12,7 @@ it on the CPU whatever the provider (its issue 28025); 1.31 has it for CUDA.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,16 +60,21 @@ class RouteExporter:
         supernet: its anchors and stitching layers are translated here, once.
         input_shape: (C, H, W) of one image.
         convert: changes the graph of a route in place, as to another precision.
+        routes: those of the supernet that will be asked for. Default: all.
 
     Raises:
         ExportError: as `export`.
     """
 
     def __init__(
-        self, supernet: Supernet, input_shape: Shape, convert: Callable[[ir.Model], None] = lambda model: None
+        self,
+        supernet: Supernet,
+        input_shape: Shape,
+        convert: Callable[[ir.Model], None] = lambda model: None,
+        routes: Iterable[Route] | None = None,
     ) -> None:
         self._supernet, self._input_shape, self._convert = supernet, input_shape, convert
-        everything = _Everything(supernet)
+        everything = _Everything(supernet, supernet.routes if routes is None else routes)
         self._model = _translate(everything, input_shape, everything.names, "the supernet")
 
     def export(self, route: Route, path: Path, *, metadata: Mapping[str, str]) -> None:
@@ -105,21 +110,23 @@ class RouteExporter:
 
 
 class _Everything(nn.Module):
-    """All chains and stitching layers of a supernet at once: (B, C, H, W) → tensors called `names`.
+    """All chains and stitching layers of some routes at once: (B, C, H, W) → tensors called `names`.
 
     They are the logits of every anchor, the features in front of which a stitching layer can sit,
     and the output of every stitching layer.
     """
 
-    def __init__(self, supernet: Supernet) -> None:
+    def __init__(self, supernet: Supernet, routes: Iterable[Route]) -> None:
         super().__init__()
         self.supernet = supernet
-        self.anchors = sorted({segment.anchor for route in supernet.routes for segment in route.segments})
-        features = sorted({(seam.target, seam.j) for seam in supernet.seams})
+        wanted = tuple(routes)
+        self.anchors = sorted({segment.anchor for route in wanted for segment in route.segments})
+        self.seams = sorted({seam for route in wanted for seam in route.seams})
+        features = sorted({(seam.target, seam.j) for seam in self.seams})
         self.names = [
             *map(_logits, self.anchors),
             *(_features(*position) for position in features),
-            *map(str, supernet.seams),
+            *map(str, self.seams),
         ]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -129,7 +136,7 @@ class _Everything(nn.Module):
             for position, features in enumerate(chain.walk(images)):
                 found[_features(anchor, position)] = features
             found[_logits(anchor)] = chain.head(features)
-        for seam in self.supernet.seams:
+        for seam in self.seams:
             found[str(seam)] = self.supernet.stitch(seam)(found[_features(seam.source, seam.i)])
         return tuple(found[name] for name in self.names)
 

@@ -62,7 +62,7 @@ def export_torch(
     if precision not in DTYPES:
         raise UsageError(f"--format torch takes --precision {', '.join(DTYPES)}, not {precision}: export it as onnx.")
     with staging(out) as folder:
-        supernet = source.load().eval()
+        supernet = source.load([one.route for one in source.routes]).eval()
         answers = ask_torch(supernet, source.routes, images.test, listener)
         stored = {name: _stored(tensor, DTYPES[precision]) for name, tensor in supernet.state_dict().items()}
         path = folder / WEIGHTS
