@@ -2,7 +2,7 @@
 
     {"schema_version": 1, "format": "onnx", "precision": "fp32",
      "family":     name, input_shape, num_classes, weights, data_config, anchors
-     "weights":    the one file that holds every route's weights
+     "weights":    the one file that holds every route's weights; null where each engine holds its own
      "references": real images, and what torch answers to them
      "routes":     name, segments, file, MACs, accuracy, verification, latencies; cheapest first
      "files":      size and SHA-256 of every file but this one
@@ -94,7 +94,7 @@ class Manifest:
     format: str
     precision: str
     family: FamilyFacts
-    weights: str
+    weights: str | None
     references: str
     routes: tuple[PackagedRoute, ...]
     files: Mapping[str, FileEntry]
@@ -170,7 +170,7 @@ def _manifest(table: Mapping[str, Any]) -> Manifest:
             data_config=dict(family["data_config"]),
             anchors=tuple(dict(anchor) for anchor in family["anchors"]),
         ),
-        weights=_text(table["weights"]),
+        weights=None if table["weights"] is None else _text(table["weights"]),
         references=_text(table["references"]),
         routes=routes,
         files={
@@ -217,7 +217,10 @@ def _check_names(manifest: Manifest, where: str) -> None:
             raise DamagedPackage(f"{where} names a file {name!r}, which is no plain file of the package's own folder.")
         if not _SHA256.fullmatch(entry.sha256):
             raise DamagedPackage(f"{where} has no SHA-256 of {name}.")
-    named = [("weights", manifest.weights), ("references", manifest.references)]
+    if manifest.weights is None and manifest.format in ("onnx", "torch"):
+        raise DamagedPackage(f"{where} names no weights.")
+    named = [("references", manifest.references)]
+    named += [("weights", manifest.weights)] if manifest.weights is not None else []
     named += [(f"route {one.name}", one.file) for one in manifest.routes if one.file is not None]
     for what, name in named:
         if name not in manifest.files:

@@ -92,7 +92,13 @@ class Package:
 
     @property
     def weights(self) -> Path:
-        """The one file that holds the weights of all routes."""
+        """The one file that holds the weights of all routes.
+
+        Raises:
+            PackageError: each engine of this format holds its own.
+        """
+        if self.manifest.weights is None:
+            raise PackageError(f"The {self.manifest.format} package {self.folder} has no weights file.")
         return self.folder / self.manifest.weights
 
     def references(self) -> References:

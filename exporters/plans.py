@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from klas_zoo.errors import ExportError
+from klas_zoo.errors import CannotRunHere, ExportError
 from klas_zoo.exporters.gpu_targets import ComputeCapability
 from klas_zoo.files import replacing, sha256_of
 
@@ -122,22 +122,23 @@ def checked(engine: Path, *, installed: str | None, present: ComputeCapability |
         present: of this machine's GPU, None where there is none.
 
     Raises:
-        ExportError: says which of file, version, GPU or capability does not fit, and what would help.
+        CannotRunHere: says which of version, GPU or capability does not fit, and what would help.
+        ExportError: the file is not what was built.
     """
     record = read_record(engine)
     check_file(engine, record)
     built = f"{engine} was built by {record.runtime} {record.runtime_version}"
     again = "build it again with klas-zoo export"
     if installed is None:
-        raise ExportError(f"{built}, which is not installed: pip install 'klas-zoo[{record.runtime}]'.")
+        raise CannotRunHere(f"{built}, which is not installed: pip install 'klas-zoo[{record.runtime}]'.")
     if installed != record.runtime_version:
         wrong = f"{built} and runs with no other version; {installed} is installed"
-        raise ExportError(f"{wrong}: install that, or {again}.")
+        raise CannotRunHere(f"{wrong}: install that, or {again}.")
     targets = ", ".join(record.capabilities)
     if present is None:
-        raise ExportError(f"{engine} runs on a GPU of compute capability {targets}; this machine has no GPU.")
+        raise CannotRunHere(f"{engine} runs on a GPU of compute capability {targets}; this machine has no GPU.")
     if str(present) not in record.capabilities:
-        raise ExportError(
+        raise CannotRunHere(
             f"{engine} was built for compute capability {targets}; this machine's GPU has {present}: "
             f"{again} --device {present}."
         )

@@ -10,6 +10,7 @@ from klas_zoo.errors import ExportError, KlasZooError
 from klas_zoo.exporters.gpu_targets import present_capability
 from klas_zoo.exporters.plans import checked, read_record
 from klas_zoo.exporters.trt_library import find_library
+from klas_zoo.files import sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,8 @@ class PlanSession:
         graph: the ONNX file it was built from; needed where the engine's weights were stripped.
 
     Raises:
-        ExportError: the engine does not fit the file beside it, the library or the GPU; says which.
+        CannotRunHere: the engine does not fit the library or the GPU; says which.
+        ExportError: it is damaged, or does not load.
     """
 
     def __init__(self, engine: Path, *, graph: Path | None = None) -> None:
@@ -41,7 +43,8 @@ class PlanSession:
         if self.record.weights == "stripped":
             refitter = trt.Refitter(self._engine, library.log)
             parser = trt.OnnxParserRefitter(refitter, library.log)
-            if graph is None or not parser.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
+            same = graph is not None and graph.is_file() and sha256_of(graph) == self.record.graph_sha256
+            if not same or not parser.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
                 raise ExportError(f"{engine} has no weights of its own, and {graph} does not fill them in.")
         self._context = self._engine.create_execution_context()
 

@@ -15,9 +15,13 @@ from klas_zoo.installation import Installation, normal
 OWN = "klas-zoo"
 # what an extra is for, for people; a test compares the names with the package's metadata
 EXTRAS = {
+    "datasets": "images from data sets of the datasets library",
     "dev": "the checks and tests of klas-zoo itself",
+    "energy": "joules of an inference on an NVIDIA GPU",
+    "tensorboard": "curves of a build's progress",
     "tensorrt": "engines for this machine's NVIDIA GPU (its licence is proprietary)",
     "tensorrt-rtx": "engines for NVIDIA GPUs, built without one (its licence is proprietary)",
+    "webdataset": "images from webdataset shards",
 }
 # the rest of what is installed is none of our business
 SHOWN = (
@@ -64,7 +68,10 @@ def extras(installation: Installation) -> list[Extra]:
             wanted = missing.setdefault(name, [])
             if not _satisfied(requirement, installation):
                 wanted.append(requirement.name)
-    return [Extra(name=n, adds=EXTRAS.get(n, "more"), missing=tuple(found)) for n, found in sorted(missing.items())]
+    return [
+        Extra(name=name, adds=EXTRAS.get(name, "not described"), missing=tuple(found))
+        for name, found in sorted(missing.items())
+    ]
 
 
 def two_runtimes(found: Installation) -> Iterator[Problem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,9 @@ from klas_zoo.anchors import load_family
 from klas_zoo.build import versions
 from klas_zoo.data import Split, batches, load_data
 from klas_zoo.errors import NothingFits, UnknownName, UsageError
-from klas_zoo.exporters.family import Images, Labelled, Source
+from klas_zoo.exporters.contract import Verdict
+from klas_zoo.exporters.family import Images, Labelled, Listener, Source, export_family, staging
+from klas_zoo.exporters.formats import DERIVED, FORMATS
 from klas_zoo.exporters.manifest import FamilyFacts, PackagedRoute
 from klas_zoo.families import FamilySpec, builtin_families
 from klas_zoo.profiles.devices import resolve_device
@@ -130,6 +133,44 @@ def choose(
                 f"{format_latency(fastest.latencies[0].p50_ms)}."
             )
     return replace(source, routes=tuple(kept))
+
+
+def export_as(
+    source: Source,
+    out: Path,
+    options: Mapping[str, Any],
+    *,
+    precision: str,
+    images: Images,
+    threads: int | None,
+    listener: Listener = lambda stage, route: None,
+) -> list[Verdict]:
+    """Writes a package of any format; `options` are `format` and those of the format.
+
+    A format that is made of ONNX graphs is made of a package that is verified first, and gone afterwards.
+
+    Raises:
+        UsageError: there is no such format in that precision.
+        ExportError, PackageError, OSError: as `export_family`.
+    """
+    form = options["format"]
+    if form == "onnx":
+        return export_family(
+            source, out, precision=precision, images=images, threads=threads, listener=listener
+        )[1]
+    if form not in DERIVED:
+        raise UnknownName("format", form, FORMATS)
+    derived = DERIVED[form]
+    if precision not in derived.precisions:
+        raise UsageError(f"--format {form} takes --precision {', '.join(derived.precisions)}, not {precision}.")
+    derive = derived.derive()
+    with staging(out) as folder, tempfile.TemporaryDirectory(dir=out.absolute().parent) as place:
+        package, verdicts = export_family(
+            source, Path(place) / "onnx", precision=precision, images=images, threads=threads, listener=listener
+        )
+        made = derive(package, folder, options)
+        listener(form, "")
+    return [one for one in verdicts if one.status == "refused"] + made
 
 
 def images_for(

@@ -22,6 +22,7 @@ from klas_zoo.cli.pick import pick
 from klas_zoo.cli.profile import profile
 from klas_zoo.cli.registry import registry
 from klas_zoo.cli.routes import routes
+from klas_zoo.cli.sharing import pull, push
 from klas_zoo.cli.show import show
 from klas_zoo.cli.verify import verify
 from klas_zoo.errors import Interrupted, KlasZooError
@@ -64,6 +65,8 @@ for command in (
     families,
     list_engines,
     pick,
+    pull,
+    push,
     profile,
     registry,
     routes,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from klas_zoo.cli.format_options import format_options, options_for
 from klas_zoo.cli.options import json_option, registry_option
 from klas_zoo.exporters.formats import FORMATS
 from klas_zoo.exporters.manifest import PRECISIONS
@@ -27,20 +28,21 @@ if TYPE_CHECKING:
 @click.option("--routes", "names", multiple=True, metavar="ROUTE[,ROUTE…]", help="Only these routes; repeatable. Default: all.")
 @click.option("--frontier", is_flag=True, help="Only the routes on the frontier.")
 @click.option("--latency", help="Only routes whose measured median is within this budget: 5ms, 200us or 1.5s.")
-@click.option("--device", help="The one the family was built for, where there are several.")
+@click.option("--device", help="The one the family was built for, where there are several; of TensorRT engines the GPUs they are for: a100 or 8.0,8.6.")
 @click.option("--data", type=click.Path(path_type=Path), help="Images to verify with, as a build takes them. Default: the family's sample.")
 @click.option("--images", "count", type=click.IntRange(min=1), help="Test images to verify with. Default: as many as take a minute.")
 @click.option("--random-weights", is_flag=True, help="Weights that nobody trained, for sizes and times.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of onnxruntime. Default: one for each physical core.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything that is random.")
+@format_options
 @registry_option
 @json_option
 def export(family: str, form: str, precision: str, out: Path, as_json: bool, **options: Any) -> None:
     """Write a family as one package: every route an engine, the weights stored once, all of it verified."""
-    from klas_zoo.exporters.family import export_family
-    from klas_zoo.exporting import images_for
+    from klas_zoo.exporting import export_as, images_for
     from klas_zoo.families import find_family
 
+    special = options_for(form, options)
     spec = find_family(family)
     source = _source(spec, options)
     if source.facts.weights == "random":
@@ -49,8 +51,8 @@ def export(family: str, form: str, precision: str, out: Path, as_json: bool, **o
         spec, source, options["data"], count=options["count"], seed=options["seed"]
     )
     click.echo(f"{len(source.routes)} routes, verified on {described}", err=True)
-    _, verdicts = export_family(
-        source, out, precision=precision, images=images, threads=options["threads"], listener=_tell
+    verdicts = export_as(
+        source, out, special, precision=precision, images=images, threads=options["threads"], listener=_tell
     )
     _report(out, precision, verdicts, as_json)
 
