@@ -11,36 +11,14 @@ from datetime import UTC, datetime
 
 from klas_zoo.anchors import Family
 from klas_zoo.build import versions
-from klas_zoo.errors import AbsentDevice, UnknownName
-from klas_zoo.profiles.catalog import DeviceSpec, find_spec, unknown
-from klas_zoo.profiles.devices import Device, elsewhere, resolve_device
+from klas_zoo.errors import AbsentDevice
+from klas_zoo.profiles.catalog import DeviceSpec, find_spec
+from klas_zoo.profiles.devices import Device
 from klas_zoo.profiles.profile import Profile
 from klas_zoo.profiles.roofline import calibration_of, corrected, roofline_model
 from klas_zoo.profiles.shapes import Counted, architecture_sha256, count
 from klas_zoo.profiles.store import ProfileStore
 from klas_zoo.route_costs import PredictedCosts
-
-
-def target_device(name: str, store: ProfileStore) -> Device:
-    """The device to build for: of this machine, or elsewhere where anything is known of it.
-
-    Raises:
-        UnknownName: nothing is.
-        AbsentDevice: `cuda`, which names no device in particular, on a machine without one.
-        KlasZooError: it is here, but what is installed cannot use it.
-    """
-    try:
-        return resolve_device(name)
-    except AbsentDevice:
-        spec = find_spec(name)
-        if spec is None:
-            raise
-        return elsewhere(spec.name, f"not here: {spec.vendor} {spec.name}")
-    except UnknownName as error:
-        held = store.devices()
-        if name not in held:
-            raise unknown(name, frozenset(held)) from error
-        return elsewhere(name, f"not here: {held[name][0].hardware}")
 
 
 def predict_profiles(
@@ -82,8 +60,9 @@ def predict_profiles(
             measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
             model=roofline_model(counted, spec, calibration, precision=precision, batch=batch),
             method={
-                **{name: getattr(calibration, name) for name in ("compute", "memory", "kernel_us", "host_us", "factor")},
                 "calibrated_on": calibration.based_on,
+                **{name: getattr(calibration, name) for name in ("compute", "memory", "kernel_us", "host_us")},
+                "factor_of_profiles": calibration.factor,
             },
             versions=versions(),
         )
@@ -92,20 +71,25 @@ def predict_profiles(
 
 
 def predicted_costs(
-    family: Family, device: Device, *, batch: int, store: ProfileStore, runtime: str = "onnxruntime",
-    precision: str = "fp32",
+    family: Family, device: Device, *, batches: Sequence[int], store: ProfileStore, runtime: str = "onnxruntime",
+    precision: str = "fp32", keep: bool = True,
 ) -> PredictedCosts | None:  # fmt: skip
     """What routes cost on a device by the newest measured profile of it, or by a roofline where it is not here.
 
     None where a device of this machine has no profile: then multiply-adds have to do, or the anchors
     are timed.
 
+    Args:
+        batches: the first one is what routes are priced at.
+        keep: store a roofline of each, so that `pick` can answer from it.
+
     Raises:
-        ProfileError: the device is not here and nothing can be said about it.
+        AbsentDevice: the device is not here and nothing can be said about it.
+        ProfileError: a stored profile cannot be read, or the device has no such precision.
     """
     sha256 = architecture_sha256(family.chains, family.input_shape)
     for one in store.profiles(family.name, device.name):
-        same = (one.runtime, one.precision, one.batch) == (runtime, precision, batch)
+        same = (one.runtime, one.precision, one.batch) == (runtime, precision, batches[0])
         alike = one.family_sha256 == sha256 and (not device.here or one.hardware == device.hardware)
         if same and alike and one.origin == "measured" and one.model is not None:
             return PredictedCosts(profile=one)
@@ -114,9 +98,10 @@ def predicted_costs(
     spec = find_spec(device.name)
     if spec is None:
         raise AbsentDevice(
-            f"There is no profile of {family.name} on {device.name} at batch {batch} ({runtime}, {precision}), and no "
-            "public figures of that device: import a profile."
+            f"There is no profile of {family.name} on {device.name} at batch {batches[0]} ({runtime}, {precision}), "
+            "and no public figures of that device: import a profile."
         )
-    (found,) = predict_profiles(family, spec, runtime=runtime, precision=precision, batches=(batch,), store=store)
-    store.add([found])
-    return PredictedCosts(profile=found)
+    found = predict_profiles(family, spec, runtime=runtime, precision=precision, batches=batches, store=store)
+    if keep:
+        store.add(found)
+    return PredictedCosts(profile=found[0])
