@@ -8,8 +8,8 @@
 Each command measures for a few minutes and adds its part to results/profiling.json; nothing else
 should run meanwhile. Weights are drawn at random, which times do not depend on.
 
-* interpolation: the anchors and five chosen stitches, and twenty that the model never saw, all in
-  turn in one run; how far the model is off the medians of the twenty.
+* interpolation: the anchors, five stitches chosen of 33 drawn at random, and the other 28, which the model never
+  sees, all in turn in one run; how far the model is off the medians of the 28.
 * agreement: one session timed by ours, by a loop like onnxruntime's own perf-test (inputs and
   outputs bound once), and by timeit, in turn; and a session as a user opens it, with spinning left on.
 * profile: wall time, and per network the medians of the last two profiles against each other.
@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -41,35 +42,48 @@ from klas_zoo.profiles.shapes import count, shapes_of
 from klas_zoo.profiles.store import ProfileStore
 from klas_zoo.profiles.timing import Method, doubts, time_in_turn
 from klas_zoo.profiling import all_stitches
-from klas_zoo.routes import Route
+from klas_zoo.routes import Route, Segment
 from klas_zoo.supernet import Supernet
 
-CHECKED = 20
-
-
-def networks(name: str, seed: int) -> tuple[Any, list[Route], list[Route]]:
-    """The family, what is measured to fit the model, and what it never sees."""
-    family = load_family(find_family(name), random_weights=True)
-    counted = count(family.chains, family.input_shape)
-    stitches = all_stitches(family.chains)
-    chosen = choose_stitches(shapes_of(counted, batch=1), stitches)
-    anchors = [Route.anchor(anchor, chain.depth) for anchor, chain in family.chains.items()]
-    unseen = random.Random(seed).sample([route for route in stitches if route not in chosen], CHECKED)
-    return (family, counted), [*anchors, *chosen], unseen
+POOL = 33
 
 
 def export(arguments: argparse.Namespace) -> None:
-    (family, _), fitted, unseen = networks(arguments.family, arguments.seed)
-    exporter = RouteExporter(Supernet(family.chains, [*fitted, *unseen]).eval(), family.input_shape)
+    """The anchors and stitches drawn at random: from these five are chosen, the others are never seen."""
+    family = load_family(find_family(arguments.family), random_weights=True)
+    anchors = [Route.anchor(anchor, chain.depth) for anchor, chain in family.chains.items()]
+    routes = [*anchors, *random.Random(arguments.seed).sample(all_stitches(family.chains), POOL)]
+    exporter = RouteExporter(Supernet(family.chains, routes).eval(), family.input_shape)
     folder = arguments.folder / arguments.family
     folder.mkdir(parents=True, exist_ok=True)
-    for route in [*fitted, *unseen]:
+    for route in routes:
         exporter.export(route, folder / f"{route}.onnx", metadata={})
-    print(f"{len(fitted) + len(unseen)} engines in {folder}")
+    print(f"{len(routes)} engines in {folder}")
+
+
+def networks(arguments: argparse.Namespace) -> tuple[Any, list[Route], list[Route]]:
+    """The family, which of the engines in its folder are measured to fit the model, and which it never sees."""
+    family = load_family(find_family(arguments.family), random_weights=True)
+    counted = count(family.chains, family.input_shape)
+    depths = {anchor: chain.depth for anchor, chain in family.chains.items()}
+    routes = [parsed(file.stem, depths) for file in sorted((arguments.folder / arguments.family).glob("*.onnx"))]
+    stitches = [route for route in routes if not route.is_anchor]
+    chosen = choose_stitches(shapes_of(counted, batch=1), stitches)
+    anchors = [Route.anchor(anchor, depth) for anchor, depth in depths.items()]
+    return (family, counted), [*anchors, *chosen], [route for route in stitches if route not in chosen]
+
+
+def parsed(name: str, depths: dict[str, int]) -> Route:
+    """A route by its name."""
+    if "+" not in name:
+        return Route.anchor(name, depths[name])
+    parts = (re.fullmatch(r"([\w-]+)\.(\d+)-(\d+)", part) for part in name.split("+"))
+    return Route(tuple(Segment(found[1], int(found[2]), int(found[3])) for found in parts if found))
 
 
 def interpolation(arguments: argparse.Namespace) -> dict[str, Any]:
-    (family, counted), fitted, unseen = networks(arguments.family, arguments.seed)
+    (family, counted), fitted, unseen = networks(arguments)
+    unseen = unseen[:: -(-len(unseen) // arguments.most_unseen)]
     images = images_of(arguments.batch, family.input_shape)
     folder = arguments.folder / arguments.family
     live = {route: OnnxCpuRunner(folder / f"{route}.onnx", images, arguments.threads) for route in [*fitted, *unseen]}
@@ -104,7 +118,7 @@ def interpolation(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def agreement(arguments: argparse.Namespace) -> dict[str, Any]:
-    (family, _), _, _ = networks(arguments.family, arguments.seed)
+    (family, _), _, _ = networks(arguments)
     images = images_of(arguments.batch, family.input_shape)
     found = {}
     for name in family.chains:
@@ -188,6 +202,7 @@ def main() -> None:
     parser.add_argument("--min-runs", type=int, default=30)
     parser.add_argument("--min-ms", type=float, default=500)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--most-unseen", type=int, default=POOL)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("data/profiling"))
     arguments = parser.parse_args()

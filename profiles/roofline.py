@@ -88,7 +88,7 @@ def operations_ms(
     arithmetic = 2 * batch * rows[:, 0] / (peak * 1e12 * calibration.compute)
     transport = BYTES_OF[precision] * (batch * rows[:, 1] + rows[:, 2]) / (bandwidth * 1e9 * calibration.memory)
     device_s = np.maximum(np.maximum(arithmetic, transport), calibration.kernel_us * 1e-6).sum()
-    return 1e3 * calibration.factor * float(device_s), 1e-3 * calibration.host_us * len(operations)
+    return 1e3 * float(device_s), 1e-3 * calibration.host_us * len(operations)
 
 
 def roofline_model(
@@ -102,7 +102,8 @@ def roofline_model(
 
     def part_ms(part: PartTraffic) -> float:
         # part by part the larger of the two: a route is bound by its host where its parts are
-        return max(operations_ms(part.operations, spec, calibration, precision=precision, batch=batch))
+        both = operations_ms(part.operations, spec, calibration, precision=precision, batch=batch)
+        return calibration.factor * max(both)
 
     anchors = {}
     for name, cost in counted.costs.items():
@@ -117,7 +118,7 @@ def roofline_model(
             vectors=counted.vectors[name],
             widths=counted.widths[name],
         )
-    floor_ms = 1e-3 * max(calibration.kernel_us * calibration.factor, calibration.host_us)
+    floor_ms = 1e-3 * calibration.factor * max(calibration.kernel_us, calibration.host_us)
     rates = {name: 1e9 * sum(one.block_ms) / max(sum(one.block_macs), 1) for name, one in anchors.items()}
     return LatencyModel(anchors=anchors, seam_ms=floor_ms, seam_ms_per_gmac=rates, error=calibration.error)
 

@@ -69,6 +69,25 @@ def devices_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def blocks_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a part of an anchor."""
+    table = Table(title="What parts cost", caption="for one image, fp32; every operator reads and writes memory")
+    for heading in ("anchor", "part"):
+        table.add_column(heading)
+    for heading in ("MACs", "parameters", "moved", "peak activations"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row["anchor"],
+            row["part"],
+            format_macs(row["macs"]),
+            format_macs(row["parameters"]),
+            format_size(row["bytes_moved"]),
+            format_size(row["peak_activation_bytes"]),
+        )
+    return table
+
+
 def profile_table(profile: Profile) -> Table:
     """One row a measured network, and how far its prediction would be off."""
     model = profile.model
