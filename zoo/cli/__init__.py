@@ -40,7 +40,7 @@ class _Commands(click.Group):
         except KlasZooError as error:
             if int(os.environ.get("RANK", "0")) > 0:
                 # what the first process of a team met too, that one tells; then torchrun ends this one
-                time.sleep(2)
+                time.sleep(10)
             click.echo(str(error) if isinstance(error, Interrupted) else f"Error: {error}", err=True)
             context.exit(error.exit_code)
         except OSError as error:
