@@ -8,12 +8,14 @@ the result is kept: numbers as JSON, weights as safetensors.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -338,7 +340,12 @@ def _scalars(progress: Progress) -> dict[str, float]:
 
 def _write_tensors(module: nn.Module, file: Path) -> None:
     tensors: dict[str, Tensor] = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
-    save_file(tensors, file)
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:
+        # it tells of the disk in words only
+        full = "No space left" in str(error) or "StorageFull" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(file)) from error
 
 
 def write_json(value: Json, file: Path) -> None:

@@ -11,8 +11,9 @@ import copy
 import inspect
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,11 +80,16 @@ class Tuner:
         self._draw = random.Random(settings.seed)
         self._network = _shared(supernet, team)
 
-    def running(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def running(self) -> Iterator[None]:
         """Training mode, compiled where that is wanted, for as long as steps are taken."""
         self.supernet.train()
         self.supernet.freeze_statistics()
-        return block_by_block(self.supernet, self.teacher) if self.settings.compile else nullcontext()
+        with warnings.catch_warnings():
+            # of depthwise convolutions, whose gradients have an axis of length one: its stride means nothing
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            with block_by_block(self.supernet, self.teacher) if self.settings.compile else nullcontext():
+                yield
 
     def step(self, batches: Iterator[Batch]) -> Progress:
         """Takes `settings.accumulate` batches, each this process's share.
