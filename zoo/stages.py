@@ -177,7 +177,8 @@ class Select(Stage[Selection]):
         return {}
 
     def run(self, work: Work) -> Selection:
-        ground, measured, cost, unit = self.ground, self.measured.value, self.ground.macs, "multiply-adds"
+        ground, measured, unit = self.ground, self.measured.value, "multiply-adds"
+        cost: Callable[[Route], float] = ground.macs
         if self.anchors_ms is not None:
             measured, unit = replace(measured, latency_ms=self.anchors_ms.value), "ms"
             cost = latency_cost(part_costs(ground.family), self.anchors_ms.value, ground.macs)
@@ -288,7 +289,6 @@ class Tune(Stage[Supernet]):
                     work.listener.scalars(progress.step, _scalars(progress))
                     if tuner.done < self.steps:
                         checkpoints.after_step(tuner)
-        stream.close()
         tuner.finish()
         work.notes["checkpoints"] = {"count": checkpoints.count, "seconds": round(checkpoints.seconds, 3)}
         return supernet
