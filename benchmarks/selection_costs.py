@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from record import write_record
+from record import RESULTS, write_record
 from torch import Tensor, nn
 
 from klas_zoo.anchors import Family, load_family
@@ -45,6 +45,7 @@ from klas_zoo.selection.snnet import window_seams
 from klas_zoo.supernet import Step, Supernet, steps_of
 from klas_zoo.tuning import PRESETS, tune
 
+IMAGES = 32  # per pass of scoring; the ratio does not depend on it
 PAIRS = (("tiny", "small"), ("small", "base"))
 
 
@@ -75,7 +76,7 @@ def made_up(count: int, batch: int, shape: tuple[int, ...], classes: int) -> lis
 
 
 def scoring(family: Family, repeats: int) -> dict[str, Any]:
-    batches = made_up(64, 16, family.input_shape, family.num_classes)
+    batches = made_up(IMAGES, 16, family.input_shape, family.num_classes)
 
     def forward_passes() -> None:
         with torch.inference_mode():
@@ -86,7 +87,7 @@ def scoring(family: Family, repeats: int) -> dict[str, Any]:
         probes = train_probes(family.chains, [iter(batches)], ProbeSettings(epochs=1))
         measure_similarities(family.chains, probes, batches)
 
-    return {"images": 64, "batch": 16, **ratios(score, forward_passes, repeats)}
+    return {"images": IMAGES, "batch": 16, **ratios(score, forward_passes, repeats)}
 
 
 def peak_memory(images: int) -> int:
@@ -239,28 +240,37 @@ def tuning(repeats: int, steps: int = 30) -> dict[str, Any]:
     return {**found, "median_throughput_ratio": found["median_ratio"] * tuned / trained}
 
 
+PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "scoring": lambda repeats: scoring(deit(), repeats),
+    "peak_memory_bytes": lambda repeats: {str(count): peak_memory(count) for count in (500, 4_000)},
+    "cka": cka,
+    "evaluation": lambda repeats: evaluation(deit(), repeats),
+    "tuning": tuning,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="the rest stays as it was")
     arguments = parser.parse_args()
-    family = deit()
-    found = {
-        "scoring": scoring(family, arguments.repeats),
-        "peak_memory_bytes": {str(count): peak_memory(count) for count in (500, 4_000)},
-        "cka": cka(arguments.repeats),
-        "evaluation": evaluation(family, arguments.repeats),
-        "tuning": tuning(arguments.repeats),
-    }
-    path = write_record("selection_costs", found)
-    memory = found["peak_memory_bytes"]
-    print(f"scoring / forward passes: {found['scoring']['median_ratio']:.3f}")
-    print("peak memory: " + ", ".join(f"{count} images {size / 1e6:.0f} MB" for count, size in memory.items()))
-    print(f"loop over pairs / CKA of all pairs: {found['cka']['median_ratio']:.1f}")
-    shared = found["evaluation"]
-    print(f"evaluating {shared['routes']} routes: {shared['share_left']:.3f} of the multiply-adds of one by one, "
-          f"{shared['median_time_ratio']:.3f} of the time these take in plain forward passes")
-    print(f"tuning / plain training, multiply-adds a second: {found['tuning']['median_throughput_ratio']:.3f}")
-    print(json.dumps({"written": str(path)}))
+    file = RESULTS / "selection_costs.json"
+    before = json.loads(file.read_text()) if file.exists() else {}
+    found = {name: before[name] for name in PARTS if name in before}
+    for name in arguments.parts:
+        found[name] = PARTS[name](arguments.repeats)
+    write_record("selection_costs", found)
+    if "scoring" in found:
+        print(f"scoring / forward passes: {found['scoring']['median_ratio']:.3f}")
+    if memory := found.get("peak_memory_bytes"):
+        print("peak memory: " + ", ".join(f"{count} images {size / 1e6:.0f} MB" for count, size in memory.items()))
+    if "cka" in found:
+        print(f"loop over pairs / CKA of all pairs: {found['cka']['median_ratio']:.1f}")
+    if shared := found.get("evaluation"):
+        print(f"evaluating {shared['routes']} routes: {shared['share_left']:.3f} of the multiply-adds of one by one, "
+              f"{shared['median_time_ratio']:.3f} of the time these take in plain forward passes")
+    if "tuning" in found:
+        print(f"tuning / plain training, multiply-adds a second: {found['tuning']['median_throughput_ratio']:.3f}")
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ def ablations(file: Path) -> list[str]:
         return []
     lines = [
         "",
-        "| setting | value | selector | stitches | area, candidates tuned together | Spearman | best of the buckets found |",
+        "| setting | value | selector | stitches | area, all tuned together | Spearman | best of the buckets found |",
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     columns = ("stitches", "area", "spearman", "share of best")
