@@ -7,8 +7,7 @@ All three learn in one loop from the labels of the same augmented batches. With 
 default, every step also draws N stitches of each two neighbours, whose stitching layers learn along, and adds
 their losses: what remains after these layers are thrown away is a family whose blocks have met each other's
 features, as the members of a supernet do (Yu et al. 2019, "Slimmable Neural Networks", arXiv:1812.08928).
-Any candidate between the two anchors' costs is as likely as any other, so that no selector is favoured. With
-`--stitches 0` the three know nothing of each other. `--distillation` adds the base network's current answers
+Only stitches (i, i) are drawn: with all candidates every layer would learn too seldom. With `--stitches 0` the three know nothing of each other. `--distillation` adds the base network's current answers
 as a teacher (Zhang et al. 2018, "Deep Mutual Learning", arXiv:1706.00384, in one direction).
 
 Matrices of the blocks are updated by Muon, everything else by AdamW, both on a one-cycle schedule; bf16
@@ -117,10 +116,10 @@ def split_parameters(model: torch.nn.Module) -> tuple[list, list, list]:
 
 
 def make_supernet(chains: dict[str, Chain]) -> tuple[Supernet, list[list[Route]]]:
-    """The anchors with a stitching layer for every candidate between two neighbours; these stitches by pair."""
+    """The anchors with a stitching layer for every (i, i) between two neighbours; these stitches by pair."""
     cost_of = route_costs(Family.of("anchors", chains, {}))
     by_pair = [
-        [one.route for one in candidates_of(chains, pair, lambda route: cost_of(route).macs, buckets=1)]
+        [c.route for c in candidates_of(chains, pair, lambda route: cost_of(route).macs, buckets=1) if c.i == c.j]
         for pair in itertools.pairwise(chains)
     ]
     return Supernet(chains, itertools.chain.from_iterable(by_pair)), by_pair
