@@ -51,7 +51,8 @@ from klas_zoo.selection.scoring import keep_best
 from klas_zoo.selection.selectors import find_selector
 from klas_zoo.streams import images_of
 from klas_zoo.supernet import Supernet
-from klas_zoo.tuning import PRESETS, tune
+from klas_zoo.tuner import tune
+from klas_zoo.tuning import PRESETS
 
 SELECTORS = (
     "snnet", "klas", "kl-only", "cka", "mse", "ce", "direct", "random",

@@ -43,7 +43,8 @@ from klas_zoo.selection.probes import ProbeSettings, train_probes
 from klas_zoo.selection.similarity import measure_similarities
 from klas_zoo.selection.snnet import window_seams
 from klas_zoo.supernet import Step, Supernet, steps_of
-from klas_zoo.tuning import PRESETS, tune
+from klas_zoo.tuner import tune
+from klas_zoo.tuning import PRESETS
 
 IMAGES = 32  # per pass of scoring; the ratio does not depend on it
 PAIRS = (("tiny", "small"), ("small", "base"))

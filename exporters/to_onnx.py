@@ -12,8 +12,7 @@ it on the CPU whatever the provider (its issue 28025); 1.31 has it for CUDA.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -24,9 +23,9 @@ from torch import Tensor, nn
 
 from klas_zoo.chains import Shape
 from klas_zoo.errors import ExportError
+from klas_zoo.exporters.contract import stage
 from klas_zoo.files import replacing
 from klas_zoo.modes import evaluating
-from klas_zoo.profiles.devices import first_line
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
 
@@ -58,13 +57,16 @@ class RouteExporter:
     Args:
         supernet: its anchors and stitching layers are translated here, once.
         input_shape: (C, H, W) of one image.
+        convert: changes the graph of a route in place, as to another precision.
 
     Raises:
         ExportError: as `export`.
     """
 
-    def __init__(self, supernet: Supernet, input_shape: Shape) -> None:
-        self._supernet, self._input_shape = supernet, input_shape
+    def __init__(
+        self, supernet: Supernet, input_shape: Shape, convert: Callable[[ir.Model], None] = lambda model: None
+    ) -> None:
+        self._supernet, self._input_shape, self._convert = supernet, input_shape, convert
         everything = _Everything(supernet)
         self._model = _translate(everything, input_shape, everything.names, "the supernet")
 
@@ -75,10 +77,19 @@ class RouteExporter:
             ExportError: names the stage that failed.
             OSError: the file cannot be written.
         """
+        _write(self.model(route), path, metadata)
+
+    def model(self, route: Route) -> ir.Model:
+        """A route as a graph of its own, whose weights are those of the supernet and of every other route.
+
+        Raises:
+            ExportError: names the stage that failed.
+        """
         if len({segment.anchor for segment in route.segments}) < len(route.segments):
             # one copy of an anchor cannot be wired into a route at two places
-            export(self._supernet.network(route), self._input_shape, path, metadata=metadata)
-            return
+            model = _translate(self._supernet.network(route), self._input_shape, [OUTPUT], str(route))
+            self._convert(model)
+            return model
         model = self._model.clone()
         values = ir.convenience.create_value_mapping(model.graph)
         model.graph.outputs[:] = [values[_logits(route.segments[-1].anchor)]]
@@ -87,7 +98,8 @@ class RouteExporter:
             ir.convenience.replace_all_uses_with(features, values[str(seam)])
         passes.RemoveUnusedNodesPass()(model)
         model.graph.sort()
-        _write(model, path, metadata)
+        self._convert(model)
+        return model
 
 
 class _Everything(nn.Module):
@@ -135,9 +147,9 @@ def _translate(module: nn.Module, input_shape: Shape, outputs: Sequence[str], wh
     # torch takes a batch of 0 or 1 for a constant; any other number stands for all
     images = torch.zeros(2, *input_shape, device=device)
     with evaluating(module), torch.no_grad():
-        with _stage("capture", what):
+        with stage("capture", what):
             program = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim(BATCH)},))
-        with _stage("translate", what):
+        with stage("translate", what):
             translated = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -154,7 +166,8 @@ def _translate(module: nn.Module, input_shape: Shape, outputs: Sequence[str], wh
     return model
 
 
-def _write(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
+def finish(model: ir.Model, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """A graph as it is written: its own names and shapes at both ends, and nothing in between that follows."""
     graph = model.graph
     graph.outputs[0].name = OUTPUT
     for value in (graph.inputs[0], graph.outputs[0]):
@@ -162,28 +175,21 @@ def _write(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
         value.shape = ir.Shape([BATCH, *value.shape[1:]])
         value.metadata_props.clear()
     model.metadata_props.update(sorted(metadata.items()))
-    size = sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value)
+    proto = ir.to_proto(model)
+    # shapes in between: every reader infers them again
+    del proto.graph.value_info[:]
+    return proto
+
+
+def _write(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     if size > MOST_BYTES:
         raise ExportError(
             f"Cannot export {path.name}: its weights take {size / 1e9:.1f} GB, and one ONNX file holds at "
             f"most {MOST_BYTES / 1e9:.1f} GB."
         )
-    proto = ir.to_proto(model)
-    # shapes in between: every reader infers them again
-    del proto.graph.value_info[:]
-    with _stage("check", path.name):
+    proto = finish(model, metadata)
+    with stage("check", path.name):
         onnx.checker.check_model(proto, full_check=True)
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
-
-
-@contextmanager
-def _stage(name: str, what: str) -> Iterator[None]:
-    """Turns whatever torch or onnx raise into one error; they document no kinds of their own."""
-    try:
-        yield
-    except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise ExportError(f"Cannot export {what}: it failed to {name} ({first_line(cause)}).") from error

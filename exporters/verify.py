@@ -14,18 +14,20 @@ and 4e-6 with DeiT-S and DeiT-B at random weights times two, so 1e-4 leaves roun
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from klas_zoo.errors import VerificationError
-from klas_zoo.exporters.records import Verification
+from klas_zoo.errors import CannotRunHere, ExportError
+from klas_zoo.exporters.contract import Answer, Artifact, Limits, differences
+from klas_zoo.exporters.records import Verification, explain
 from klas_zoo.modes import evaluating
-from klas_zoo.profiles.devices import first_line, open_session
+from klas_zoo.profiles.devices import open_session
+
+__all__ = ["answer_of", "compare", "explain", "open_artifact", "verify"]
 
 TOLERANCE = 1e-4  # in units of the logits
 MIN_AGREEMENT = 0.999
@@ -76,46 +78,31 @@ def compare(
 ) -> Verification:
     """`verify` for logits that are there already: `pairs` are images (B, C, H, W) and logits (B, classes)."""
     session = open_session(engine, provider, threads)
-    name = session.get_inputs()[0].name
-    images_seen, agreeing, worst = 0, 0, 0.0
-    for images, expected in pairs:
-        try:
-            found = session.run(None, {name: images.cpu().numpy()})[0]
-        except Exception as error:  # onnxruntime's exceptions have no common class of their own
-            raise VerificationError(f"onnxruntime cannot run {engine.name}: {first_line(error)}") from error
-        wanted = expected.detach().cpu().numpy()
-        if found.shape != wanted.shape:
-            raise VerificationError(
-                f"{engine.name} answers images {tuple(images.shape)} with {found.shape}, torch with {wanted.shape}."
-            )
-        with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, which never passes
-            worst = np.maximum(worst, np.abs(found - wanted).max())  # unlike max(), keeps a NaN
-        agreeing += int((found.argmax(1) == wanted.argmax(1)).sum())
-        images_seen += len(wanted)
-    if images_seen == 0:
-        raise VerificationError(f"There are no images to verify {engine.name} with.")
-    return Verification(
-        images=images_seen,
-        max_abs_difference=float(worst),
-        top1_agreement=agreeing / images_seen,
-        tolerance=tolerance,
-        min_agreement=min_agreement,
+    return differences(
+        engine.name,
+        answer_of(session),
+        ((images.cpu().numpy(), logits.detach().cpu().numpy(), None) for images, logits in pairs),
+        Limits(tolerance=tolerance, min_agreement=min_agreement),
     )
 
 
-def explain(verification: Verification) -> str:
-    """One sentence: which limit was missed by how much, or that none was."""
-    largest, tolerance = verification.max_abs_difference, verification.tolerance
-    images = f"on {verification.images} images"
-    if verification.passed:
-        return f"The engine computes what torch computes: {images} logits differ by at most {largest:.2g}."
-    missed = []
-    if not math.isfinite(largest):
-        missed.append("some logits are not finite")
-    elif largest > tolerance:
-        times = f"{largest / tolerance:.1f} times the {tolerance:g} that is allowed"
-        missed.append(f"logits differ by up to {largest:.2g}, {times}")
-    if verification.top1_agreement < verification.min_agreement:
-        found, required = 100 * verification.top1_agreement, 100 * verification.min_agreement
-        missed.append(f"the top class is the same for {found:.2f} % of them, {required:.2f} % are required")
-    return f"The engine does not compute what torch computes: {images} {', and '.join(missed)}."
+def answer_of(session: onnxruntime.InferenceSession) -> Answer:
+    """A session of one input and one output as a function."""
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0]
+
+
+def open_artifact(artifact: Artifact, *, provider: str, threads: int | None) -> Answer:
+    """Opens an ONNX artifact in onnxruntime.
+
+    Raises:
+        CannotRunHere: the provider cannot compute in the artifact's precision.
+        ExportError: onnxruntime cannot load it.
+    """
+    try:
+        return answer_of(open_session(artifact.path, provider, threads))
+    except ExportError as error:
+        # onnxruntime's processor kernels know fp16 by casting to fp32 and back, and bf16 not at all
+        if artifact.precision == "bf16" and "NOT_IMPLEMENTED" in str(error):
+            raise CannotRunHere(f"onnxruntime's {provider} does not compute in bf16.") from error
+        raise

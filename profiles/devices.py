@@ -10,11 +10,13 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from klas_zoo.errors import ExportError, KlasZooError, UnknownName
+from klas_zoo.errors import AbsentDevice, ExportError, KlasZooError
+from klas_zoo.profiles.catalog import DeviceSpec, find_spec, spec_of_cuda_device, unknown
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -35,12 +37,15 @@ class Device:
         provider: onnxruntime's execution provider for it.
         torch_device: where torch computes for it.
         hardware: this machine's, for people: model, cores and instruction sets, or driver.
+        here: whether this machine has it. Of one that is elsewhere engines are made and checked on the
+            CPU, and nothing is timed.
     """
 
     name: str
     provider: str
     torch_device: str
     hardware: str
+    here: bool = True
 
 
 def known_devices() -> tuple[str, ...]:
@@ -53,13 +58,31 @@ def resolve_device(name: str) -> Device:
 
     Raises:
         UnknownName: this version knows no such device.
-        KlasZooError: it does, but this machine or what is installed on it cannot be used so.
+        AbsentDevice: it does, but this machine has none.
+        KlasZooError: it has one, but what is installed cannot use it.
     """
     if name == "cpu":
-        return Device(name=name, provider=CPU_PROVIDER, torch_device="cpu", hardware=_cpu())
+        return Device(name=name, provider=CPU_PROVIDER, torch_device="cpu", hardware=describe_cpu())
     if name == "cuda":
         return Device(name=name, provider=CUDA_PROVIDER, torch_device="cuda", hardware=_cuda())
-    raise UnknownName("device", name, known_devices())
+    if spec := find_spec(name):
+        _find_gpu(spec)
+        return Device(name=spec.name, provider=CUDA_PROVIDER, torch_device="cuda", hardware=_cuda())
+    raise unknown(name)
+
+
+def elsewhere(name: str, hardware: str) -> Device:
+    """A device that this machine does not have, for making engines that run on it."""
+    return Device(name=name, provider=CPU_PROVIDER, torch_device="cpu", hardware=hardware, here=False)
+
+
+def detected_name() -> str:
+    """The catalog's name of the GPU that torch computes on, else what CUDA calls it, fit for a folder."""
+    import torch
+
+    name = torch.cuda.get_device_properties(0).name
+    spec = spec_of_cuda_device(name)
+    return spec.name if spec else re.sub(r"[^a-z0-9]+", "-", name.removeprefix("NVIDIA ").lower()).strip("-")
 
 
 def physical_cores() -> int:
@@ -82,12 +105,21 @@ def has_fast_bf16(torch_device: str) -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def open_session(engine: Path | bytes, provider: str, threads: int | None) -> onnxruntime.InferenceSession:
+def open_session(
+    engine: Path | bytes,
+    provider: str,
+    threads: int | None,
+    config: Mapping[str, str] | None = None,
+    *,
+    provider_options: Mapping[str, str] | None = None,
+) -> onnxruntime.InferenceSession:
     """Loads an engine as a user would: all of onnxruntime's optimisations, nothing else changed.
 
     Args:
         engine: a file, or what would be in it.
         threads: that compute one operator; None: one for each physical core.
+        config: entries of the session's configuration, by onnxruntime's names.
+        provider_options: of CUDA's provider, besides TF32, which is off.
 
     Raises:
         ExportError: onnxruntime cannot load the engine.
@@ -98,10 +130,12 @@ def open_session(engine: Path | bytes, provider: str, threads: int | None) -> on
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.log_severity_level = 3  # errors; its warnings tell where it put which node
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
     providers: list[str | tuple[str, dict[str, str]]] = [CPU_PROVIDER]
     if provider == CUDA_PROVIDER:
         # by default CUDA rounds fp32 to TF32, 10 of 23 bits, and an engine of fp32 would be none
-        providers.insert(0, (CUDA_PROVIDER, {"use_tf32": "0"}))
+        providers.insert(0, (CUDA_PROVIDER, {"use_tf32": "0", **(provider_options or {})}))
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it cannot find
             # CUDA's libraries come from Python packages, where the system's loader does not look
             onnxruntime.preload_dlls()
@@ -141,7 +175,8 @@ def _flags() -> list[str]:
     return (facts.get("flags") or facts.get("Features") or "").split()
 
 
-def _cpu() -> str:
+def describe_cpu() -> str:
+    """This machine's processor, for people: model, cores, and what makes it fast at networks."""
     model = _cpuinfo().get("model name") or platform.processor() or platform.machine()
     cores = physical_cores()
     flags = _flags()
@@ -149,11 +184,22 @@ def _cpu() -> str:
     return ", ".join(filter(None, (model, f"{cores} core{'s' if cores > 1 else ''}", notable)))
 
 
+def _find_gpu(spec: DeviceSpec) -> None:
+    import torch
+
+    advice = f"import a profile of {spec.name} (klas-zoo profile import FILE) or add --predict"
+    if not torch.cuda.is_available():
+        raise AbsentDevice(f"This machine has no CUDA device, and so no {spec.name}: {advice}.")
+    found = torch.cuda.get_device_properties(0).name
+    if not spec.is_cuda_device(found):
+        raise AbsentDevice(f"This machine's CUDA device is {found}, no {spec.name}: {advice}.")
+
+
 def _cuda() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        raise KlasZooError("This machine has no CUDA device that torch can use; --device cpu works everywhere.")
+        raise AbsentDevice("This machine has no CUDA device that torch can use; --device cpu works everywhere.")
     # better now than after the tuning that an engine was meant to come out of
     open_session(_smallest_engine(), CUDA_PROVIDER, 1)
     gpu = torch.cuda.get_device_properties(0)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter_ns
@@ -15,6 +13,7 @@ import onnxruntime
 from klas_zoo.errors import ExportError
 from klas_zoo.profiles.devices import Device, first_line, open_session, physical_cores
 from klas_zoo.profiles.records import LatencyRecord
+from klas_zoo.profiles.timing import no_garbage_collection
 
 
 def measure(
@@ -88,7 +87,7 @@ def time_runs(
     while perf_counter_ns() - start < warmup_ms * 1e6:
         run()
     runs_ns: list[int] = []
-    with _no_garbage_collection():
+    with no_garbage_collection():
         start = perf_counter_ns()
         while True:
             before = perf_counter_ns()
@@ -98,15 +97,3 @@ def time_runs(
             elapsed_ms = (after - start) / 1e6
             if elapsed_ms >= max_ms or (elapsed_ms >= min_ms and len(runs_ns) >= min_runs):
                 return np.array(runs_ns) / 1e6
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """The collector's pauses are Python's, not the engine's."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

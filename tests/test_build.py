@@ -181,7 +181,7 @@ def test_a_build_takes_any_selector_and_the_report_names_it(
         assert found.keys() == {"cheap", "dear"} and min(found.values()) > 0
         return {"cheap": 1.0, "dear": 4.0}
 
-    monkeypatch.setattr("klas_zoo.stages.time_anchors", timed)
+    monkeypatch.setattr("klas_zoo.engine_stages.time_anchors", timed)
     arguments = [*command(toy, tmp_path, "--selector", selector, "--tune-steps", "0"), "--json"]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.stderr

@@ -27,6 +27,9 @@ def test_every_command_and_option_is_documented(name: str) -> None:
     command = main.commands[name]
     assert command.help
     for option in command.params:
+        if isinstance(option, click.Argument):
+            assert option.human_readable_name.upper() in command.help
+            continue
         assert isinstance(option, click.Option)
         assert option.help, f"{name} {option.name}"
 

@@ -37,7 +37,7 @@ def test_a_processor_is_described_by_model_cores_and_what_makes_networks_fast(
     text = f"processor : 0\nmodel name\t: Fast CPU 9\n{flags}processor : 1\nmodel name : other\n"
     monkeypatch.setattr(Path, "read_text", lambda path: text)
     monkeypatch.setattr(devices, "physical_cores", lambda: 4)
-    assert devices._cpu() == "Fast CPU 9, 4 cores, avx2 avx512f amx_bf16"
+    assert devices.describe_cpu() == "Fast CPU 9, 4 cores, avx2 avx512f amx_bf16"
 
 
 def test_a_machine_without_proc_has_a_description_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,7 @@ def test_a_machine_without_proc_has_a_description_too(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Path, "read_text", no_such_file)
     monkeypatch.setattr(devices.platform, "processor", lambda: "m9")
     monkeypatch.setattr(devices.os, "sched_getaffinity", lambda pid: {0}, raising=False)
-    assert devices._cpu() == "m9, 1 core"
+    assert devices.describe_cpu() == "m9, 1 core"
 
 
 def test_hyper_threads_of_one_core_count_once(monkeypatch: pytest.MonkeyPatch) -> None:

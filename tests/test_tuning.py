@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from toys import CLASSES, map_chain, random_batches, same_state, snapshot, three_chains
 
-from klas_zoo import tuning
+from klas_zoo import tuner, tuning
 from klas_zoo.anchors import Family
 from klas_zoo.data import Batch
 from klas_zoo.errors import SelectionError
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
-from klas_zoo.tuning import PRESETS, Progress, TuningSettings, mixed_loss, tune
+from klas_zoo.tuner import Progress, mixed_loss, tune
+from klas_zoo.tuning import PRESETS, TuningSettings
 
 ROUTES = [
     Route.anchor("tiny", 3),
@@ -144,7 +145,7 @@ def test_the_teacher_is_the_dearest_anchor_as_it_was(monkeypatch: pytest.MonkeyP
         seen.append(taught)
         return mixed_loss(logits, labels, taught, wanted)
 
-    monkeypatch.setattr(tuning, "mixed_loss", watched)
+    monkeypatch.setattr(tuner, "mixed_loss", watched)
     tune(net, endless(), 6, settings(anchor_rate=0.1))
     with torch.no_grad():
         expected = [before(images) for images, _ in random_batches((8, 8, 8))] * 2
@@ -262,12 +263,17 @@ def test_progress_tells_a_running_mean_of_the_loss(monkeypatch: pytest.MonkeyPat
         losses.append(loss.item())
         return loss
 
-    monkeypatch.setattr(tuning, "mixed_loss", watched)
+    monkeypatch.setattr(tuner, "mixed_loss", watched)
     tune(supernet(), endless(), 3, SETTINGS, on_step=told.append)
     second = 0.95 * losses[0] + 0.05 * losses[1]
     means = [losses[0], second, 0.95 * second + 0.05 * losses[2]]
+    factors = (1 / 1.6, *((1 + math.cos(math.pi * (k - 0.6) / 2.4)) / 2 for k in (1, 2)))
+    rates = [1e-2 * factor for factor in factors]
     assert told == [
-        Progress(step=k + 1, steps=3, loss=pytest.approx(mean), images=8) for k, mean in enumerate(means)
+        Progress(
+            step=k + 1, steps=3, loss=pytest.approx(means[k]), last=losses[k], rate=pytest.approx(rates[k]), images=8
+        )
+        for k in range(3)
     ]
 
 

@@ -28,7 +28,8 @@ class Family:
     """Anchors as chains, ordered from cheap to dear.
 
     `data_config` is timm's: input size, mean, std, interpolation and crop of the images the
-    anchors were trained on. `fingerprint` is a hash of all weights.
+    anchors were trained on. `fingerprint` is a hash of all weights, `anchor_fingerprints` of each
+    anchor's, `architecture` of what computes with them.
     """
 
     name: str
@@ -38,16 +39,25 @@ class Family:
     data_config: dict[str, Any]
     weights: Weights
     fingerprint: str
+    anchor_fingerprints: dict[str, str]
+    architecture: str
 
     @classmethod
     def of(
-        cls, name: str, chains: dict[str, Chain], data_config: dict[str, Any], weights: Weights = "pretrained"
+        cls,
+        name: str,
+        chains: dict[str, Chain],
+        data_config: dict[str, Any],
+        weights: Weights = "pretrained",
+        recipe: str | None = None,
     ) -> Family:
         """A family of chains that are there already, for anchors of any architecture.
 
         Args:
             chains: from cheap to dear.
             data_config: at least `mean` and `std`; also what else timm's create_transform takes.
+            recipe: a text that is another one wherever the anchors compute something else with the same
+                weights. Default: how torch prints them, which does not show everything.
 
         Raises:
             FamilyError: a name that cannot be part of a route's, or the anchors do not agree on images or
@@ -57,6 +67,8 @@ class Family:
             if not NAME.fullmatch(one):
                 raise FamilyError(f"A name is made of letters, digits, - and _, not '{one}'.")
         first = next(iter(chains.values()))
+        recipe = str(chains) if recipe is None else recipe
+        whole, each = _fingerprints(chains)
         for anchor, chain in chains.items():
             if (chain.input_shape, chain.classes) != (first.input_shape, first.classes):
                 raise FamilyError(
@@ -70,7 +82,9 @@ class Family:
             chains=chains,
             data_config={**data_config, "input_size": first.input_shape},
             weights=weights,
-            fingerprint=_fingerprint(chains),
+            fingerprint=whole,
+            anchor_fingerprints=each,
+            architecture=hashlib.sha256(recipe.encode()).hexdigest(),
         )
 
 
@@ -99,7 +113,8 @@ def load_family(
             model = _build(anchor, spec, _source(anchor, weights_folder, random_weights))
         chains[anchor.name] = _cut(model, anchor, spec).eval()
         configs[anchor.name] = timm.data.resolve_model_data_config(model)
-    return Family.of(spec.name, chains, _common(configs), "random" if random_weights else "pretrained")
+    recipe = repr([(anchor.name, anchor.model, anchor.arguments) for anchor in spec.anchors])
+    return Family.of(spec.name, chains, _common(configs), "random" if random_weights else "pretrained", recipe)
 
 
 def _source(anchor: AnchorSpec, folder: Path | None, random_weights: bool) -> Path | Weights:
@@ -228,13 +243,19 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def _fingerprint(chains: dict[str, Chain]) -> str:
-    digest = hashlib.sha256()
+def _fingerprints(chains: dict[str, Chain]) -> tuple[str, dict[str, str]]:
+    """SHA-256 of all weights, and of each anchor's."""
+    whole, each = hashlib.sha256(), {}
     for anchor, chain in chains.items():
+        own = hashlib.sha256()
         for name, tensor in chain.state_dict().items():
-            digest.update(f"{anchor}/{name}".encode())
-            digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()
+            data = tensor.detach().contiguous().cpu().numpy().tobytes()
+            whole.update(f"{anchor}/{name}".encode())
+            whole.update(data)
+            own.update(name.encode())
+            own.update(data)
+        each[anchor] = own.hexdigest()
+    return whole.hexdigest(), each
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,45 +1,48 @@
 """The main job: from a family and images to registered, verified, timed engines.
 
-    family → probes → similarity → selection → supernet → tuning → evaluation
-           → export → verification → latency → registry
+    family → probes → similarity → selection → initialise → tune → evaluate
+           → export and verify → latency → register
+
+Every arrow is a stage whose result is kept; see `klas_zoo.pipeline`. Running a build again goes on
+where it stopped.
 """
 
 from __future__ import annotations
 
 import platform
-import random
 import resource
 import shlex
 import sys
-import tempfile
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 
 from klas_zoo.anchors import Family
+from klas_zoo.cache import Cache
 from klas_zoo.costs import route_costs
 from klas_zoo.data import Data
+from klas_zoo.energy import meter
+from klas_zoo.engine_stages import Export, Judge, Keep, Register, Results, Time, TimeAnchors
 from klas_zoo.engines import RouteResult
-from klas_zoo.frontier import frontier
+from klas_zoo.manifest import manifest
+from klas_zoo.pipeline import Listener, Outcome, Runner, StageRecord
 from klas_zoo.profiles.devices import Device
 from klas_zoo.records import BuildRecord
 from klas_zoo.registry import Registry
-from klas_zoo.routes import Route, Seam
-from klas_zoo.selection import Selection, select
+from klas_zoo.routes import Seam
+from klas_zoo.selection import Selection
 from klas_zoo.selection.measurements import Measurements
 from klas_zoo.selection.pairs import stitchable_pairs
-from klas_zoo.stages import BuildSettings, Listener, Stages
-from klas_zoo.supernet import Supernet
+from klas_zoo.selection.selectors import find_selector
+from klas_zoo.settings import BuildSettings, plain, versions_of
+from klas_zoo.signals import Signals
+from klas_zoo.stages import Evaluate, Ground, Initialise, LearnProbes, Measure, Select, Stitched, Tune
+from klas_zoo.team import ALONE, Team
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildResult:
-    """What a build found and registered; `seconds` per stage, memory in bytes."""
+    """What a build found and registered; `seconds` per pass, memory in bytes."""
 
     family: Family
     data: Data
@@ -50,12 +53,34 @@ class BuildResult:
     results: tuple[RouteResult, ...]
     record: BuildRecord
     build_id: int
-    seconds: dict[str, float]
+    stages: tuple[StageRecord, ...]
     peak_memory_bytes: int
 
     @property
     def anchors(self) -> tuple[RouteResult, ...]:
         return tuple(result for result in self.results if result.route.is_anchor)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of every pass, whenever it was made."""
+        return {name: seconds for stage in self.stages for name, seconds in stage.passes.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """The outcomes of a build's stages; engines are the first process's business alone."""
+
+    anchors_ms: Outcome[dict[str, float]] | None
+    measured: Outcome[Measurements]
+    selection: Outcome[Selection]
+    stitched: Outcome[Stitched]
+    timed: Outcome[Results] | None = None
+    registered: Outcome[int] | None = None
+
+    @property
+    def measurements(self) -> Measurements:
+        timed = self.anchors_ms.value if self.anchors_ms else None
+        return replace(self.measured.value, latency_ms=timed)
 
 
 def build(
@@ -66,85 +91,115 @@ def build(
     device: Device,
     registry: Registry,
     listener: Listener,
-) -> BuildResult:
+    team: Team = ALONE,
+    signals: Signals | None = None,
+    redo: str | None = None,
+) -> BuildResult | None:
     """Stitches a family for a device and registers its engines. The family's weights are tuned in place.
 
+    Args:
+        team: the processes that do it together, each of which calls this; only the first gets the result.
+        redo: the name of a stage whose kept result, and that of all after it, is thrown away first.
+
     Raises:
-        KlasZooError: any of its kinds; the registry stays as it was.
+        Interrupted: a signal came; the same call goes on from there.
+        KlasZooError: any other of its kinds; the registry stays as it was.
     """
     started = _now()
-    settings = replace(settings, tuning=settings.tuning.on(device.torch_device))
-    _seed_everything(settings.seed)
-    stages = Stages(settings, device, listener)
-    cost_of = route_costs(family)
+    ground = _ground(family, data, settings, device, team, signals or Signals())
+    cache = Cache(registry.root / "cache")
+    runner = Runner(cache, listener, team=team, redo=redo, meter=meter(device.torch_device))
 
-    def macs(route: Route) -> float:
-        return cost_of(route).macs
+    def record(key: str) -> BuildRecord:
+        return BuildRecord(
+            family=family.name, device=device.name, weights=family.weights, dataset=data.description,
+            data_fingerprint=data.test_fingerprint, command=shlex.join(["klas-zoo", *sys.argv[1:]]),
+            settings=plain(ground.settings), versions=versions(), hardware=device.hardware, started_at=started,
+            finished_at=_now(), manifest=manifest(ground, key, runner.records),
+        )  # fmt: skip
 
-    # both refuse before any time is spent on probes
-    stitchable_pairs(family.chains, macs, settings.selection)
-    cost, unit, anchors_ms = stages.price(family, macs, registry)
-    chains = {name: chain.to(device.torch_device) for name, chain in family.chains.items()}
-    measured = replace(stages.measure(chains, data, macs), latency_ms=anchors_ms)
-    selection = select(chains, measured, cost, settings.selection, unit=unit)
-    for sentence in selection.remarks():
-        listener.say(sentence)
-    anchors = [Route.anchor(name, chain.depth) for name, chain in chains.items()]
-    supernet = Supernet(chains, [*anchors, *selection.routes]).to(device.torch_device)
-    unexplained = stages.initialise(supernet, data)
-    before = stages.evaluate("evaluate untuned", supernet, data)
-    stages.tune(supernet, data)
-    after = stages.evaluate("evaluate tuned", supernet, data)
-    best = frontier(supernet.routes, macs, lambda route: after[route])
-    results = [
-        RouteResult(route=r, cost=cost_of(r), top1_before=before[r], top1=after[r], on_frontier=r in best)
-        for r in sorted(supernet.routes, key=macs)
-    ]
-    record = BuildRecord(
-        family=family.name, device=device.name, weights=family.weights, dataset=data.description,
-        data_fingerprint=data.test_fingerprint, command=shlex.join(["klas-zoo", *sys.argv[1:]]),
-        settings=_plain(asdict(settings)), versions=versions(), hardware=device.hardware, started_at=started,
-        finished_at="",
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="klas-zoo-") as folder:
-        made = stages.make_engines(supernet.cpu(), family, data, results, Path(folder), registry)
-        record = replace(record, finished_at=_now())
-        build_id = stages.register(record, made, data, registry)
+    line = _line_up(ground, runner, registry, record)
+    if not (line.timed and line.registered):
+        return None
+    build_id = line.registered.value
     return BuildResult(
-        family=family, data=data, settings=settings, measurements=measured, selection=selection,
-        unexplained=unexplained, results=tuple(result for result, _ in made), record=record,
-        build_id=build_id, seconds=stages.seconds,
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        family=family, data=data, settings=ground.settings, measurements=line.measurements,
+        selection=line.selection.value, unexplained=line.stitched.value.unexplained,
+        results=tuple(line.timed.value), record=registry.build(build_id), build_id=build_id,
+        stages=tuple(runner.records), peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )  # fmt: skip
+
+
+def plan(
+    family: Family,
+    data: Data,
+    settings: BuildSettings,
+    *,
+    device: Device,
+    registry: Registry,
+    listener: Listener,
+    redo: str | None = None,
+) -> list[StageRecord]:
+    """What `build` would do: every stage, with its key where that is known, and whether its result is kept.
+
+    Raises:
+        KlasZooError: the build would refuse before its first stage.
+    """
+    ground = _ground(family, data, settings, device, ALONE, Signals())
+    runner = Runner(Cache(registry.root / "cache"), listener, dry=True, redo=redo)
+    _line_up(ground, runner, registry, _no_record)
+    return runner.records
+
+
+def _ground(
+    family: Family, data: Data, settings: BuildSettings, device: Device, team: Team, signals: Signals
+) -> Ground:
+    settings = replace(settings, tuning=settings.tuning.on(device.torch_device))
+    cost_of = route_costs(family)
+    ground = Ground(
+        family=family, data=data, settings=settings, device=device, cost_of=cost_of, team=team, signals=signals
+    )
+    stitchable_pairs(family.chains, ground.macs, settings.selection)
+    for chain in family.chains.values():
+        chain.to(device.torch_device)
+    return ground
+
+
+def _line_up(
+    ground: Ground, runner: Runner, registry: Registry, record: Callable[[str], BuildRecord]
+) -> _Line:
+    do = runner.do
+    selector = find_selector(ground.settings.selection.selector)
+    needs = selector.asks_for(ground.settings.selection)
+    anchors_ms = do(TimeAnchors(ground, registry)) if selector.cost == "latency" else None
+    probes = do(LearnProbes(ground)) if needs & {"probes", "calibrated"} else None
+    measured = do(Measure(ground, frozenset(needs - {"latency_ms"}), probes))
+    selection = do(Select(ground, measured, anchors_ms))
+    stitched = do(Initialise(ground, selection))
+    before = do(Evaluate("evaluate untuned", ground, stitched))
+    tuned = do(Tune(ground, stitched))
+    after = do(Evaluate("evaluate tuned", ground, tuned))
+    line = _Line(anchors_ms=anchors_ms, measured=measured, selection=selection, stitched=stitched)
+    if not ground.team.leads:
+        return line
+    runner.team = ALONE  # the others leave here
+    judged = do(Judge(ground, before, after))
+    exported = do(Export(ground, tuned, judged))
+    timed = do(Time(ground, exported, registry))
+    registered = do(Register(ground, exported, timed, registry, record))
+    do(Keep(ground, tuned, timed, registered, registry))
+    runner.finish()
+    return replace(line, timed=timed, registered=registered)
 
 
 def versions() -> dict[str, str]:
     """Of Python and of every package that numbers can depend on."""
-    packages = ("klas-zoo", "torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "fvcore", "numpy")
-    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+    packages = ("torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "fvcore", "numpy")
+    return {"python": platform.python_version(), **versions_of(*packages)}
 
 
-def _seed_everything(seed: int) -> None:
-    # timm's augmentations draw from all three
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def _plain(value: Any) -> Any:
-    """Settings as JSON can hold them."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+def _no_record(key: str) -> BuildRecord:
+    raise AssertionError("a dry run registers nothing")
 
 
 def _now() -> str:

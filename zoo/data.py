@@ -1,4 +1,4 @@
-"""Images: where they come from, how they are split, and how they become batches.
+"""Images: how they are split, transformed and made into batches. `klas_zoo.sources` opens them.
 
 Three splits, never mixed: `train` is what probes, stitching layers and tuning learn from,
 `heldout` is cut out of the training images and is what similarities are measured on, and
@@ -7,13 +7,11 @@ Three splits, never mixed: `train` is what probes, stitching layers and tuning l
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,34 +19,42 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip
 
-from klas_zoo import cifar10
-from klas_zoo.errors import DataError
+from klas_zoo.errors import DataError, UsageError
+from klas_zoo.order import Draw, Order, in_order, shuffled
+from klas_zoo.randomness import keeping_randomness, seed_everything
+from klas_zoo.sources import LabelledImages, fingerprint, open_images
+from klas_zoo.team import ALONE, Team
 
 Batch = tuple[Tensor, Tensor]
 _HELDOUT_SHARE = 8  # one training image in eight, at most so many:
 _HELDOUT_MOST = 10_000
 
 
-class LabelledImages(Protocol):
-    """What a source has: PIL images, their labels, and a name for each to complain with."""
-
-    labels: Sequence[int]
-
-    def image(self, index: int) -> Image.Image: ...
-    def name(self, index: int) -> str: ...
-
-
 class Split(Dataset[tuple[Tensor, int]]):
-    """Some images of a source, with a transform from PIL image to tensor (C, H, W)."""
+    """Some images of a source, with a transform from PIL image to tensor (C, H, W).
 
-    def __init__(self, source: LabelledImages, indices: Sequence[int], transform: Any) -> None:
-        self.source, self.indices, self.transform = source, indices, transform
+    A `random` transform gives one and the same tensor for a `Draw`, in whichever process and order.
+    """
+
+    def __init__(
+        self, source: LabelledImages, indices: Sequence[int], transform: Any, *, random: bool = False
+    ) -> None:
+        self.source, self.indices, self.transform, self.random = source, indices, transform, random
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Tensor, int]]:
+        if not self.random:
+            return [self[draw.position] for draw in draws]
+        found = []
+        with keeping_randomness():
+            for position, seed in draws:
+                seed_everything(seed)
+                found.append(self[position])
+        return found
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         index = self.indices[position]
@@ -64,8 +70,8 @@ class Split(Dataset[tuple[Tensor, int]]):
 class Data:
     """The three splits of one data set. `augmented` is `train` with training transforms.
 
-    `description` says what it is in a few words; the fingerprints identify all images and the
-    test images alone: accuracies compare only where the latter is the same.
+    `description` says what it is in a few words; the fingerprints identify all images, the training
+    and held-out images, and the test images: accuracies compare only where the last is the same.
     """
 
     train: Split
@@ -74,6 +80,7 @@ class Data:
     test: Split
     description: str
     fingerprint: str
+    train_fingerprint: str
     test_fingerprint: str
 
 
@@ -101,7 +108,7 @@ def load_data(
     channels = data_config["input_size"][0]
     if channels != 3:
         raise DataError(f"Images are read as RGB, 3 channels; the anchors take {channels}.")
-    train, test, description = _open(folder, sample)
+    train, test, description = open_images(folder, sample)
     if len(set(train.labels)) < 2:
         raise DataError(f"{description}: training images of one class only; there is nothing to tell apart.")
     most = max(max(train.labels), max(test.labels)) + 1
@@ -111,12 +118,13 @@ def load_data(
     plain = create_transform(**data_config, is_training=False)
     return Data(
         train=Split(train, kept, plain),
-        augmented=Split(train, kept, training_transform(data_config, augmentation)),
+        augmented=Split(train, kept, training_transform(data_config, augmentation), random=True),
         heldout=Split(train, heldout, plain),
         test=Split(test, range(len(test.labels)), plain),
         description=f"{description}, {len(kept)} + {len(heldout)} held out, {len(test.labels)} test images",
-        fingerprint=_fingerprint(train, test),
-        test_fingerprint=_fingerprint(test),
+        fingerprint=fingerprint(train, test),
+        train_fingerprint=fingerprint(train),
+        test_fingerprint=fingerprint(test),
     )
 
 
@@ -148,35 +156,48 @@ def batches(
     shuffle_seed: int | None = None,
     workers: int = 0,
     forever: bool = False,
+    start: int = 0,
+    team: Team = ALONE,
 ) -> Iterator[Batch]:
-    """Images (B, C, H, W) and labels (B,). Shuffled batches are all of one size; others end short.
+    """Images (B, C, H, W) and labels (B,).
+
+    Shuffled batches are all of one size; those of one epoch leave out what does not fill a batch,
+    those of forever go on into the next epoch, so that every epoch has every image exactly once.
+    Batches in order end short.
+
+    Args:
+        size: of a batch of the whole team. Each process gets an equal share of every shuffled batch,
+            or whole batches by turns where they are in order.
+        start: how many batches to skip.
 
     Raises:
         DataError: an image cannot be read; the message names it.
+        UsageError: a shuffled batch cannot be shared out evenly.
     """
-    generator = torch.Generator()
-    if shuffle_seed is not None:
-        generator.manual_seed(shuffle_seed)
+    if not forever:
+        size = min(size, len(split))
+    if shuffle_seed is None:
+        order = in_order(len(split), size, team)
+    else:
+        if size % team.size:
+            raise UsageError(f"A batch of {size} images cannot be shared by {team.size} processes evenly.")
+        order = shuffled(len(split), size, shuffle_seed, forever, start, team)
     loader = DataLoader(
         split,
-        batch_size=min(size, len(split)),
-        shuffle=shuffle_seed is not None,
-        drop_last=shuffle_seed is not None,
-        generator=generator,
+        batch_sampler=Order(order),
+        # a generator of its own: loaders draw a seed for their workers when they start
+        generator=torch.Generator().manual_seed(0),
         num_workers=workers,
-        persistent_workers=workers > 0 and forever,
+        pin_memory=torch.device(device).type == "cuda",
     )
-    while True:
-        try:
-            for images, labels in loader:
-                yield images.to(device), labels.to(device)
-        except DataError as error:
-            # a worker process sends its whole traceback; the last line is the sentence
-            sentence = str(error).strip().splitlines()[-1].removeprefix("klas_zoo.errors.DataError: ")
-            # its frames would keep the workers alive, waiting for work
-            raise DataError(sentence) from error.with_traceback(None)
-        if not forever:
-            return
+    try:
+        for images, labels in loader:
+            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    except DataError as error:
+        # a worker process sends its whole traceback; the last line is the sentence
+        sentence = str(error).strip().splitlines()[-1].removeprefix("klas_zoo.errors.DataError: ")
+        # its frames would keep the workers alive, waiting for work
+        raise DataError(sentence) from error.with_traceback(None)
 
 
 def training_transform(data_config: dict[str, Any], augmentation: str) -> Any:
@@ -193,96 +214,3 @@ def training_transform(data_config: dict[str, Any], augmentation: str) -> Any:
     crop = RandomCrop((height, width), padding=(width // 8, height // 8), padding_mode="reflect")
     steps = [step for step in made.transforms if not isinstance(step, RandomHorizontalFlip)]
     return Compose([*frame, crop, RandomHorizontalFlip(), *steps[1:]])
-
-
-def _open(folder: Path | None, sample: Path | None) -> tuple[LabelledImages, LabelledImages, str]:
-    if folder is None:
-        if sample is None:
-            raise DataError("This family brings no images of its own: say --data DIR.")
-        return (*_open_sample(sample), "CIFAR-10 sample")
-    if not folder.is_dir():
-        raise DataError(f"--data {folder} is not a folder.")
-    for place in (folder, folder / "cifar-10-batches-py"):
-        if (place / "data_batch_1").is_file():
-            parts = [ImageArray(*cifar10.read(place, train=train)) for train in (True, False)]
-            return parts[0], parts[1], "CIFAR-10"
-    for held in ("val", "test"):
-        if (folder / "train").is_dir() and (folder / held).is_dir():
-            train, test = FolderOfImages(folder / "train"), FolderOfImages(folder / held)
-            if train.classes != test.classes:
-                odd = sorted(set(train.classes) ^ set(test.classes))[0]
-                raise DataError(f"{folder}: train and {held} have other classes; one has '{odd}', one has not.")
-            return train, test, f"images in {folder.resolve().name}"
-    raise DataError(
-        f"{folder} holds neither train/ and val/ (or test/) with a folder a class, nor cifar-10-batches-py."
-    )
-
-
-class FolderOfImages:
-    """One folder a class, as in ImageNet."""
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            found = ImageFolder(str(folder))
-        except FileNotFoundError as error:
-            raise DataError(f"{folder} has no usable classes: {str(error).splitlines()[0]}") from error
-        self.classes = found.classes
-        self.labels = found.targets
-        self._paths = [Path(path) for path, _ in found.samples]
-
-    def image(self, index: int) -> Image.Image:
-        with Image.open(self._paths[index]) as opened:
-            return opened.convert("RGB")
-
-    def name(self, index: int) -> str:
-        return str(self._paths[index])
-
-
-class ImageArray:
-    """Images in memory: (N, H, W, 3) uint8."""
-
-    def __init__(self, images: np.ndarray, labels: Sequence[int]) -> None:
-        self.images, self.labels = images, labels
-
-    def image(self, index: int) -> Image.Image:
-        return Image.fromarray(self.images[index])
-
-    def name(self, index: int) -> str:
-        return f"number {index}"
-
-
-def _open_sample(folder: Path) -> tuple[ImageArray, ImageArray]:
-    """Sheets of square images, a row of the sheet after the other, as make_sample.py writes them."""
-    try:
-        labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-        train = ImageArray(_cut(folder / "train.webp", labels["size"]), labels["train"])
-        test = ImageArray(_cut(folder / "test.webp", labels["size"]), labels["test"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"The family's sample images in {folder} cannot be read: {error}.") from error
-    for name, part in (("train", train), ("test", test)):
-        if len(part.images) < len(part.labels):
-            raise DataError(
-                f"{folder} is no sample: {len(part.labels)} {name} labels for {len(part.images)} images."
-            )
-    return train, test
-
-
-def _cut(sheet: Path, size: int) -> np.ndarray:
-    with Image.open(sheet) as opened:
-        pixels = np.asarray(opened.convert("RGB"))
-    rows, columns = pixels.shape[0] // size, pixels.shape[1] // size
-    tiles = pixels.reshape(rows, size, columns, size, 3).transpose(0, 2, 1, 3, 4)
-    return np.ascontiguousarray(tiles).reshape(-1, size, size, 3)
-
-
-def _fingerprint(*sources: LabelledImages) -> str:
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(np.asarray(source.labels, dtype=np.int64).tobytes())
-        if isinstance(source, ImageArray):
-            digest.update(source.images.tobytes())
-        else:
-            for index in range(len(source.labels)):
-                path = Path(source.name(index))
-                digest.update(f"{path.parent.name}/{path.name}:{path.stat().st_size}".encode())
-    return digest.hexdigest()

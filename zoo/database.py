@@ -1,6 +1,8 @@
-"""The registry's database file: its schema, how it is made and opened, and how its errors read.
+"""The registry's database file: how it is made, opened and upgraded, and how its errors read.
 
-What is registered, and in which order it is written, is `klas_zoo.registry`'s business.
+What is in it is told by `klas_zoo.schema`; in which order it is written is `klas_zoo.registry`'s
+business. Reading never changes a registry: one of an older version is read through a copy in
+memory that is upgraded there. Writing upgrades the file first, in one transaction.
 """
 
 from __future__ import annotations
@@ -12,42 +14,9 @@ from pathlib import Path
 
 from klas_zoo.errors import DamagedRegistry, NewerRegistry, RegistryError
 from klas_zoo.files import replacing
+from klas_zoo.schema import SCHEMA_VERSION, upgrade, version_of
 
-SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x6B6C6173  # "klas", so that another program's database is never taken for ours
-
-_SCHEMA = f"""
-PRAGMA journal_mode = WAL;
-PRAGMA application_id = {_APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
-CREATE TABLE builds (
-    id INTEGER PRIMARY KEY,
-    family TEXT NOT NULL, device TEXT NOT NULL,
-    weights TEXT NOT NULL, dataset TEXT NOT NULL, data_fingerprint TEXT NOT NULL,
-    command TEXT NOT NULL, settings TEXT NOT NULL, versions TEXT NOT NULL, hardware TEXT NOT NULL,
-    started_at TEXT NOT NULL, finished_at TEXT NOT NULL,
-    current INTEGER NOT NULL CHECK (current IN (0, 1))
-);
-CREATE UNIQUE INDEX one_current_build ON builds (family, device) WHERE current;
-CREATE TABLE engines (
-    id INTEGER PRIMARY KEY,
-    build_id INTEGER NOT NULL REFERENCES builds (id),
-    route TEXT NOT NULL, runtime TEXT NOT NULL, precision TEXT NOT NULL,
-    sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL,
-    macs INTEGER NOT NULL, parameters INTEGER NOT NULL, input_shape TEXT NOT NULL,
-    top1 REAL NOT NULL, images INTEGER NOT NULL, verification TEXT NOT NULL
-);
-CREATE INDEX engines_of_a_build ON engines (build_id);
-CREATE TABLE latencies (
-    engine_id INTEGER NOT NULL REFERENCES engines (id),
-    device TEXT NOT NULL, hardware TEXT NOT NULL,
-    runtime TEXT NOT NULL, runtime_version TEXT NOT NULL, provider TEXT NOT NULL, precision TEXT NOT NULL,
-    threads INTEGER NOT NULL, batch INTEGER NOT NULL, shape TEXT NOT NULL, runs INTEGER NOT NULL,
-    min_ms REAL NOT NULL, p50_ms REAL NOT NULL, p90_ms REAL NOT NULL, p99_ms REAL NOT NULL,
-    coefficient_of_variation REAL NOT NULL, origin TEXT NOT NULL, measured_at TEXT NOT NULL,
-    PRIMARY KEY (engine_id, batch)
-);
-"""
 
 
 def is_there(database: Path) -> bool:
@@ -82,7 +51,10 @@ def create(database: Path) -> None:
     for suffix in ("-wal", "-shm"):
         _beside(database, suffix).unlink(missing_ok=True)
     with replacing(database) as temporary, closing(sqlite3.connect(temporary)) as connection:
-        connection.executescript(_SCHEMA)
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        upgrade(connection)
 
 
 def connect(database: Path, *, timeout_s: float = 10) -> sqlite3.Connection:
@@ -103,13 +75,47 @@ def connect(database: Path, *, timeout_s: float = 10) -> sqlite3.Connection:
     return _attach(database, "immutable=1", timeout_s)
 
 
+@contextmanager
+def reading(database: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that sees one moment, at this version's schema; nothing on the disk is changed."""
+    with closing(connect(database)) as connection:
+        connection.execute("BEGIN")
+        found = version_of(connection)  # the moment that is seen begins here
+        _check_version(database, found)
+        if found == SCHEMA_VERSION:
+            yield connection
+            return
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
+            connection.backup(copy)
+            copy.row_factory = sqlite3.Row
+            upgrade(copy)
+            yield copy
+
+
+@contextmanager
+def transaction(database: Path, *, timeout_s: float = 60) -> Iterator[sqlite3.Connection]:
+    """A connection that alone may write, at this version's schema; commits at the end, or changes nothing."""
+    with closing(connect(database, timeout_s=timeout_s)) as connection:
+        if version_of(connection) < SCHEMA_VERSION:
+            upgrade(connection)
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            _check_version(database, version_of(connection))
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
 def _attach(database: Path, how: str, timeout_s: float) -> sqlite3.Connection:
     uri = f"{database.as_uri()}?{how}"
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=timeout_s)
     try:
         connection.row_factory = sqlite3.Row
         # a version that is still in the log does not show in the header
-        _check_version(database, connection.execute("PRAGMA user_version").fetchone()[0])
+        _check_version(database, version_of(connection))
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
     except BaseException:
@@ -124,7 +130,7 @@ def _check_version(database: Path, found: int) -> None:
             f"The registry {database.parent} was made by a newer klas-zoo: its schema is {found}, this one "
             f"knows up to {SCHEMA_VERSION}. Upgrade klas-zoo, or name another registry."
         )
-    if found < SCHEMA_VERSION:
+    if found < 1:
         raise DamagedRegistry(f"{database} has schema {found}, which no klas-zoo made: move it away.")
 
 

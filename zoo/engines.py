@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from klas_zoo.anchors import Family
 from klas_zoo.data import Batch
@@ -41,6 +42,30 @@ class RouteResult:
     verification: Verification | None = None
     latencies: tuple[LatencyRecord, ...] = ()
     rejected: str = ""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there should be an engine of it."""
+        return self.on_frontier or self.route.is_anchor
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, the route as its segments."""
+        return {**asdict(self), "route": self.route.to_json()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> RouteResult:
+        """What `to_json` gave."""
+        seen = values["verification"]
+        latencies = (LatencyRecord(**{**one, "shape": tuple(one["shape"])}) for one in values["latencies"])
+        return cls(
+            **{
+                **values,
+                "route": Route.from_json(values["route"]),
+                "cost": Cost(**values["cost"]),
+                "verification": Verification.from_json(seen) if seen else None,
+                "latencies": tuple(latencies),
+            }
+        )
 
 
 class EngineMaker:
@@ -82,18 +107,15 @@ class EngineMaker:
             return replace(result, rejected=f"{result.route}: {explain(found)}"), None
         return result, file
 
-    def time(self, file: Path, batch_sizes: Iterable[int]) -> tuple[LatencyRecord, ...]:
-        """Latency at each batch size; one session is alive at a time."""
-        return tuple(
-            measure(
-                file,
-                device=self.device,
-                input_shape=self.family.input_shape,
-                batch=batch,
-                threads=self.threads,
-            )
-            for batch in batch_sizes
-        )
+
+def time_engine(
+    file: Path, family: Family, device: Device, *, batch_sizes: Iterable[int], threads: int | None
+) -> tuple[LatencyRecord, ...]:
+    """Latency at each batch size; one session is alive at a time."""
+    return tuple(
+        measure(file, device=device, input_shape=family.input_shape, batch=batch, threads=threads)
+        for batch in batch_sizes
+    )
 
 
 def time_anchors(
@@ -117,7 +139,7 @@ def time_anchors(
         for name, route in routes.items():
             file = Path(folder) / f"{name}.onnx"
             maker.exporter.export(route, file, metadata={})
-            found[name] = maker.time(file, (batch,))[0].p50_ms
+            found[name] = time_engine(file, family, device, batch_sizes=(batch,), threads=threads)[0].p50_ms
             on_anchor(name)
     for name, chain in family.chains.items():
         chain.to(homes[name])

@@ -10,11 +10,18 @@
     ├── CountingError           a network uses an operator whose multiply-adds nobody can count
     ├── SelectionError          no stitch can be chosen (no seam, probes gone wrong …)
     ├── ExportError             a route could not be turned into an engine
-    │   └── VerificationError   an engine is not the same function as its route
+    │   ├── VerificationError   an engine is not the same function as its route
+    │   └── CannotRunHere       an engine was built for something this machine has not got
+    ├── PackageError            a package cannot be read or written
+    │   ├── NewerPackage        it was made by a newer klas-zoo
+    │   └── DamagedPackage      a file of it is missing, altered, or reaches outside
+    ├── AbsentDevice            this machine does not have the device
+    ├── ProfileError            a profile that cannot be read, measured or believed
     ├── RegistryError           the registry cannot be read or written
     │   ├── NewerRegistry       it was made by a newer klas-zoo
     │   └── DamagedRegistry     a file does not hold what the registry says
-    └── NothingFits             no engine is within every limit of a pick
+    ├── NothingFits             no engine is within every limit of a pick
+    └── Interrupted             SIGTERM or Ctrl-C; exit 128 + the signal's number
 
 A message is one sentence (or two): what was asked, what was found, what to do next. The
 command line prints it without a traceback; anything else that is raised is a bug and
@@ -24,6 +31,7 @@ keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -94,6 +102,30 @@ class VerificationError(ExportError):
     """An engine does not compute what its route computes."""
 
 
+class CannotRunHere(ExportError):
+    """An engine was built for something this machine has not got: built, not run."""
+
+
+class PackageError(KlasZooError):
+    """A package cannot be read or written."""
+
+
+class NewerPackage(PackageError):
+    """The package was made by a newer klas-zoo."""
+
+
+class DamagedPackage(PackageError):
+    """A file of a package is missing, altered, or reaches outside of it; the message names the file."""
+
+
+class AbsentDevice(KlasZooError):
+    """This machine does not have the device."""
+
+
+class ProfileError(KlasZooError):
+    """A profile that cannot be read, measured or believed."""
+
+
 class RegistryError(KlasZooError):
     """The registry cannot be read or written."""
 
@@ -108,3 +140,19 @@ class DamagedRegistry(RegistryError):
 
 class NothingFits(KlasZooError):
     """No engine is within every limit of a pick; the message names the nearest one."""
+
+
+class Interrupted(KlasZooError):
+    """A signal asked the process to stop, and it did.
+
+    Args:
+        received: the signal.
+        where: how far the work had come, the end of a sentence.
+    """
+
+    def __init__(self, received: signal.Signals, where: str = "") -> None:
+        super().__init__(
+            f"Stopped by {received.name}{f' {where}' if where else ''}. What was done is kept: run the same command "
+            "again (without --redo) to go on from there."
+        )
+        self.exit_code = 128 + received

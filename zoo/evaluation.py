@@ -10,6 +10,7 @@ from klas_zoo.data import Batch
 from klas_zoo.errors import DataError
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
+from klas_zoo.team import ALONE, Team
 
 
 @torch.inference_mode()
@@ -18,9 +19,13 @@ def evaluate(
     routes: Sequence[Route],
     batches: Iterable[Batch],
     *,
+    team: Team = ALONE,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> dict[Route, float]:
     """Top-1 in per cent of every route; every prefix that routes share is computed once per batch.
+
+    Args:
+        team: every process comes with other batches; all get the result over all of them.
 
     Raises:
         DataError: there are no images.
@@ -33,6 +38,7 @@ def evaluate(
             hits[route] += int((logits.argmax(1) == labels).sum())
         count += len(labels)
         on_batch(len(labels))
-    if count == 0:
+    *found, total = team.add(torch.tensor([*hits.values(), count])).tolist()
+    if total == 0:
         raise DataError("There are no images to evaluate on.")
-    return {route: 100 * found / count for route, found in hits.items()}
+    return {route: 100 * right / total for route, right in zip(hits, found, strict=True)}

@@ -34,7 +34,7 @@ def pick(
     Args:
         latency: the budget for one batch, `"5ms"` or milliseconds.
         device: may be left out where engines of one device only are registered.
-        family: may be left out where all were evaluated on the same images.
+        family: may be left out where all were evaluated on the same images; or a tag such as `deit@prod`.
         percentile: `p50`, `p90` or `p99` of the measured latency.
         batch: the batch size the latency was measured at.
         min_accuracy: the lowest top-1, per cent.
@@ -133,8 +133,9 @@ def _candidates(registry: Registry, family: str | None, device: str | None, batc
 
 def _none_registered(registry: Registry, family: str | None, device: str | None) -> KlasZooError:
     """Why there is no engine of that family and device."""
-    registered = registry.engines()
-    families = {engine.family for engine in registered}
+    tagged = family is not None and "@" in family
+    registered = registry.engines(family if tagged else None)
+    families = {family} if tagged else {engine.family for engine in registered}
     devices = {engine.device for engine in registered}
     if not registered:
         return RegistryError(f"The registry {registry.root} holds no engines: run klas-zoo build first.")
@@ -142,7 +143,7 @@ def _none_registered(registry: Registry, family: str | None, device: str | None)
         return UnknownName("family", family, families)
     if device is not None and device not in devices:
         return UnknownName("device", device, devices)
-    others = _listed(engine.device for engine in registered if engine.family == family)
+    others = _listed(engine.device for engine in registered if tagged or engine.family == family)
     return UsageError(f"{family} has no engines for {device}, only for {others}: build them first.")
 
 

@@ -1,4 +1,4 @@
-"""A build's stages on stderr: a live bar in a terminal, one line a stage anywhere else."""
+"""A build's stages on stderr: a live bar in a terminal; lines now and then in a file or a pipe."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ class _Speed(ProgressColumn):
 
 
 class ConsoleListener:
-    """Shows the stages of a build; implements klas_zoo.stages.Listener."""
+    """Shows the stages of a build; implements klas_zoo.pipeline.Listener.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    Args:
+        every_s: seconds between two lines of a stage that takes long, where there is no terminal.
+    """
+
+    def __init__(
+        self, console: Console, *, every_s: float = 30, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._console, self._every_s, self._clock = console, every_s, clock
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
-        started = time.perf_counter()
+        live = self._console.is_terminal
+        started = shown = self._clock()
         bar = Progress(
             TextColumn("{task.description:17}"),
             BarColumn(bar_width=24),
@@ -34,21 +41,39 @@ class ConsoleListener:
             TextColumn("{task.fields[remark]}"),
             console=self._console,
             transient=True,
-            disable=not self._console.is_terminal,
+            disable=not live,
         )
-        done, last = 0, ""
+        done, skipped, last = 0, 0, ""
         with bar:
             task = bar.add_task(name, total=total, unit=unit, remark="")
 
             def advance(work: int, remark: str) -> None:
-                nonlocal done, last
+                nonlocal done, skipped, last, shown
+                skipped += work if remark == "skipped" else 0
                 done, last = done + work, remark or last
-                bar.update(task, advance=work, remark=remark)
+                if live:
+                    bar.update(task, advance=work, remark=remark)
+                elif (now := self._clock()) - shown >= self._every_s:
+                    shown = now
+                    self.say(_line(name, done, total, unit, (now - started) / max(1, done - skipped), last))
 
             yield advance
-        seconds = time.perf_counter() - started
-        speed = f", {done / seconds:,.0f} {unit}/s" if unit == "images" and done else ""
+        seconds = self._clock() - started
+        speed = f", {(done - skipped) / seconds:,.0f} {unit}/s" if unit == "images" and done > skipped else ""
         self.say(f"{name:17} {seconds:6.1f} s{speed}{', ' + last if last.startswith('loss') else ''}")
 
     def say(self, sentence: str) -> None:
-        self._console.print(sentence, highlight=False, soft_wrap=True)
+        self._console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+    def kept(self, name: str, seconds: float) -> None:
+        self.say(f"{name:17} kept from before, took {seconds:.1f} s")
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """The bar's remark tells the loss."""
+
+
+def _line(name: str, done: int, total: int, unit: str, seconds_each: float, remark: str) -> str:
+    left = max(0, total - done) * seconds_each
+    amount = f"{left / 3600:.1f} h" if left >= 3600 else f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+    told = f", {remark}" if remark else ""
+    return f"{name:17} {done:,}/{total:,} {unit}, {done / max(1, total):.0%}, {amount} left{told}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
@@ -106,7 +106,8 @@ class EngineRecord(EngineFacts):
 class BuildRecord:
     """One run of `klas-zoo build`, with all that is needed to do it again.
 
-    `settings` and `versions` hold what JSON can hold; times are ISO 8601 with their zone.
+    `settings`, `versions` and `manifest` (see klas_zoo.manifest) hold what JSON can hold; times are
+    ISO 8601 with their zone. Builds of before there were manifests have an empty one.
     """
 
     family: str
@@ -120,3 +121,4 @@ class BuildRecord:
     hardware: str
     started_at: str
     finished_at: str
+    manifest: Mapping[str, object] = field(default_factory=dict)

@@ -1,45 +1,33 @@
 """The registry: verified engines with their accuracy and latency, safe against a death at any moment.
 
-    <root>/registry.sqlite            builds, engines and latencies
+    <root>/registry.sqlite            builds, engines, latencies and tags
     <root>/engines/ab/ab12….onnx      each engine under its own SHA-256
-    <root>/build.lock                 held by the build that is under way
+    <root>/build.lock                 held by the build that is timing engines
+    <root>/store.lock                 held by whoever adds or removes files: one at a time
 
 Files come first and one transaction refers to them last. A build that dies before its
 commit leaves at most files nobody refers to, and the build before it stays current. Paths
-follow from the SHA-256, so a registry can be moved as a folder.
+follow from the SHA-256, so a registry can be moved as a folder. Reading takes no lock.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from klas_zoo import database
+from klas_zoo import database, rows
 from klas_zoo.errors import DamagedRegistry, RegistryError, VerificationError
-from klas_zoo.exporters.records import Verification
 from klas_zoo.files import replacing, sha256_of
 from klas_zoo.profiles.records import LatencyRecord
 from klas_zoo.records import BuildRecord, EngineRecord, NewEngine
-from klas_zoo.routes import Route
+from klas_zoo.tags import builds_of
 
 __all__ = ["BuildRecord", "EngineRecord", "NewEngine", "Registry", "check_file", "default_root"]
-
-_CURRENT = """
-    JOIN builds ON builds.id = engines.build_id
-    WHERE builds.current
-      AND (:family IS NULL OR builds.family = :family)
-      AND (:device IS NULL OR builds.device = :device)
-"""
-_OF_A_BUILD = ("family", "device", "weights", "dataset", "data_fingerprint")
-_OF_AN_ENGINE = ("runtime", "precision", "macs", "parameters", "top1", "images")
-_OF_A_FILE = ("sha256", "size_bytes")
 
 
 def default_root() -> Path:
@@ -88,14 +76,14 @@ class Registry:
         """
         registry = cls(Path(root).expanduser().absolute() if root is not None else default_root())
         with database.in_one_sentence(registry.root, "opened"):
-            if not database.is_there(registry._database):
+            if not database.is_there(registry.database_path):
                 if not create:
                     raise RegistryError(f"No registry at {registry.root}: run klas-zoo build first.")
                 registry.root.mkdir(parents=True, exist_ok=True)
-                with registry.writing():
-                    if not database.is_there(registry._database):  # else another process was faster
-                        database.create(registry._database)
-            database.connect(registry._database).close()
+                with registry.changing_files():
+                    if not database.is_there(registry.database_path):  # else another process was faster
+                        database.create(registry.database_path)
+            database.connect(registry.database_path).close()
         return registry
 
     @contextmanager
@@ -107,10 +95,127 @@ class Registry:
         Raises:
             RegistryError: the registry's folder cannot be written.
         """
+        with self._holding("build.lock", on_wait):
+            yield
+
+    @contextmanager
+    def changing_files(self, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Holds the lock of whoever adds or removes files, as `writing` does; for as long as that takes.
+
+        Raises:
+            RegistryError: the registry's folder cannot be written.
+        """
+        with self._holding("store.lock", on_wait):
+            yield
+
+    def register(self, build: BuildRecord, engines: Sequence[NewEngine]) -> int:
+        """Makes `engines` the current ones of the build's family and device; gives the build's id.
+
+        All or nothing: whatever happens before the end, what was current stays current. Of two
+        that register at once one waits; both builds are kept, and the later one is current.
+
+        Raises:
+            VerificationError: an engine did not pass; nothing was written.
+            RegistryError: the disk is full, the folder cannot be written, an engine's file cannot be read.
+            ValueError: there is no engine, or one that does not belong to the build.
+        """
+        _check(build, engines)
+        with self.changing_files(), database.in_one_sentence(self.root, "written"):
+            stored = [self._store(engine.file) for engine in engines]
+            with database.transaction(self.database_path) as connection:
+                connection.execute(
+                    "UPDATE builds SET current = 0 WHERE family = :family AND device = :device AND current",
+                    {"family": build.family, "device": build.device},
+                )
+                build_id = rows.insert_build(connection, build)
+                for engine, file in zip(engines, stored, strict=True):
+                    rows.insert_engine(connection, build_id, engine, file)
+        return build_id
+
+    def engines(self, family: str | None = None, device: str | None = None) -> list[EngineRecord]:
+        """The engines of every current build, or of one family or device; the fewest MACs first.
+
+        Args:
+            family: its name, or a tag such as `deit@prod`: then of the builds the tag points to.
+
+        Raises:
+            UnknownName: there is no such tag.
+            DamagedRegistry: an entry cannot be understood.
+            RegistryError: the registry cannot be read.
+        """
+        with self.reading() as connection:
+            chosen, names = builds_of(connection, family, device)
+            joined = f"JOIN builds ON builds.id = engines.build_id WHERE {chosen}"
+            latencies: dict[int, list[LatencyRecord]] = {}
+            for row in connection.execute(
+                f"SELECT latencies.* FROM latencies JOIN engines ON engines.id = latencies.engine_id {joined}"
+                " ORDER BY latencies.batch",
+                names,
+            ):
+                latencies.setdefault(row["engine_id"], []).append(rows.read_latency(row))
+            found = connection.execute(
+                f"SELECT engines.*, finished_at, {', '.join(rows.OF_A_BUILD)} FROM engines {joined}"
+                " ORDER BY engines.macs, engines.id",
+                names,
+            )
+            return [
+                rows.read_engine(row, tuple(latencies.get(row["id"], ())), self.path_of(row["sha256"]))
+                for row in found
+            ]
+
+    def build(self, build_id: int) -> BuildRecord:
+        """A build, current or not, as it was registered.
+
+        Raises:
+            RegistryError: there is no such build, or the registry cannot be read.
+        """
+        with self.reading() as connection:
+            row = connection.execute("SELECT * FROM builds WHERE id = ?", (build_id,)).fetchone()
+            if row is None:
+                raise RegistryError(f"The registry {self.root} has no build {build_id}.")
+            return rows.read_build(row)
+
+    @property
+    def database_path(self) -> Path:
+        return self.root / "registry.sqlite"
+
+    def path_of(self, sha256: str) -> Path:
+        """Where the engine of that content lies, or would."""
+        return self.root / "engines" / sha256[:2] / f"{sha256}.onnx"
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection that sees one moment and changes nothing.
+
+        Raises:
+            DamagedRegistry: what is read cannot be understood.
+            RegistryError: the registry cannot be read.
+        """
+        try:
+            with database.in_one_sentence(self.root, "read"), database.reading(self.database_path) as connection:
+                yield connection
+        except (ValueError, TypeError, KeyError) as error:
+            raise DamagedRegistry(
+                f"An entry of the registry {self.root} cannot be understood ({error}): "
+                f"move it away and run klas-zoo build again."
+            ) from error
+
+    @contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """A connection whose changes are all kept at the end, or none of them.
+
+        Raises:
+            RegistryError: the registry cannot be written.
+        """
+        with database.in_one_sentence(self.root, "written"), database.transaction(self.database_path) as connection:
+            yield connection
+
+    @contextmanager
+    def _holding(self, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
         import fcntl  # not at the top: picking also works where there is no fcntl
 
         with database.in_one_sentence(self.root, "locked"):
-            lock = (self.root / "build.lock").open("ab")
+            lock = (self.root / name).open("ab")
         with lock:
             with database.in_one_sentence(self.root, "locked"):
                 try:
@@ -128,100 +233,10 @@ class Registry:
                 # a forked worker that lives on has the lock too: closing alone would not free it
                 fcntl.flock(lock, fcntl.LOCK_UN)
 
-    def register(self, build: BuildRecord, engines: Sequence[NewEngine]) -> int:
-        """Makes `engines` the current ones of the build's family and device; gives the build's id.
-
-        All or nothing: whatever happens before the end, what was current stays current.
-
-        Raises:
-            VerificationError: an engine did not pass; nothing was written.
-            RegistryError: the disk is full, the folder cannot be written, an engine's file cannot be read.
-            ValueError: there is no engine, or one that does not belong to the build.
-        """
-        _check(build, engines)
-        texts = {"settings": _json(dict(build.settings)), "versions": _json(dict(build.versions))}
-        values = {**vars(build), **texts, "current": 1}
-        with database.in_one_sentence(self.root, "written"):
-            stored = [self._store(engine.file) for engine in engines]
-            with closing(database.connect(self._database, timeout_s=60)) as connection:
-                connection.execute("BEGIN IMMEDIATE")
-                connection.execute(
-                    "UPDATE builds SET current = 0 WHERE family = :family AND device = :device AND current",
-                    {"family": build.family, "device": build.device},
-                )
-                build_id = _insert(connection, "builds", values)
-                for engine, file in zip(engines, stored, strict=True):
-                    columns = _engine_columns(engine) | file | {"build_id": build_id}
-                    engine_id = _insert(connection, "engines", columns)
-                    for latency in engine.latencies:
-                        texts = {"shape": _json(latency.shape)}
-                        _insert(connection, "latencies", {**vars(latency), **texts, "engine_id": engine_id})
-                connection.execute("COMMIT")
-        return build_id
-
-    def engines(self, family: str | None = None, device: str | None = None) -> list[EngineRecord]:
-        """The engines of every current build, or of one family or device; the fewest MACs first.
-
-        Raises:
-            DamagedRegistry: an entry cannot be understood.
-            RegistryError: the registry cannot be read.
-        """
-        names = {"family": family, "device": device}
-        with self._reading() as connection:
-            connection.execute("BEGIN")  # both queries see the same moment
-            latencies: dict[int, list[LatencyRecord]] = {}
-            for row in connection.execute(
-                "SELECT latencies.* FROM latencies JOIN engines ON engines.id = latencies.engine_id"
-                f" {_CURRENT} ORDER BY latencies.batch",
-                names,
-            ):
-                latencies.setdefault(row["engine_id"], []).append(_latency(row))
-            rows = connection.execute(
-                f"SELECT engines.*, finished_at, {', '.join(_OF_A_BUILD)} FROM engines"
-                f" {_CURRENT} ORDER BY engines.macs, engines.id",
-                names,
-            )
-            return [self._engine(row, tuple(latencies.get(row["id"], ()))) for row in rows]
-
-    def build(self, build_id: int) -> BuildRecord:
-        """A build, current or not, as it was registered.
-
-        Raises:
-            RegistryError: there is no such build, or the registry cannot be read.
-        """
-        with self._reading() as connection:
-            row = connection.execute("SELECT * FROM builds WHERE id = ?", (build_id,)).fetchone()
-            if row is None:
-                raise RegistryError(f"The registry {self.root} has no build {build_id}.")
-            values = {field.name: row[field.name] for field in fields(BuildRecord)}
-            texts = {name: json.loads(values[name]) for name in ("settings", "versions")}
-            return BuildRecord(**{**values, **texts})
-
-    @property
-    def _database(self) -> Path:
-        return self.root / "registry.sqlite"
-
-    def _path(self, sha256: str) -> Path:
-        return self.root / "engines" / sha256[:2] / f"{sha256}.onnx"
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with (
-                database.in_one_sentence(self.root, "read"),
-                closing(database.connect(self._database)) as connection,
-            ):
-                yield connection
-        except (ValueError, TypeError, KeyError) as error:
-            raise DamagedRegistry(
-                f"An entry of the registry {self.root} cannot be understood ({error}): "
-                f"move it away and run klas-zoo build again."
-            ) from error
-
     def _store(self, file: Path) -> dict[str, str | int]:
         """Copies a file into the store, or finds it there; its `sha256` and its `size_bytes`."""
         sha256 = sha256_of(file)
-        target = self._path(sha256)
+        target = self.path_of(sha256)
         if not target.is_file() or sha256_of(target) != sha256:
             with replacing(target) as temporary:
                 shutil.copyfile(file, temporary)
@@ -229,24 +244,12 @@ class Registry:
                     raise RegistryError(f"{file} changed while it was copied to {self.root}: build again.")
         return {"sha256": sha256, "size_bytes": target.stat().st_size}
 
-    def _engine(self, row: sqlite3.Row, latencies: tuple[LatencyRecord, ...]) -> EngineRecord:
-        return EngineRecord(
-            **{name: row[name] for name in (*_OF_A_BUILD, *_OF_AN_ENGINE, *_OF_A_FILE)},
-            route=Route.from_json(json.loads(row["route"])),
-            input_shape=tuple(json.loads(row["input_shape"])),
-            verification=Verification(**json.loads(row["verification"])),
-            latencies=latencies,
-            path=self._path(row["sha256"]),
-            build_id=row["build_id"],
-            built_at=row["finished_at"],
-        )
-
 
 def _check(build: BuildRecord, engines: Sequence[NewEngine]) -> None:
     if not engines:
         raise ValueError("a build without engines would hide the one before it")
     for engine in engines:
-        for name in _OF_A_BUILD:
+        for name in rows.OF_A_BUILD:
             if getattr(engine, name) != getattr(build, name):
                 raise ValueError(f"{engine.route} and its build differ in {name}")
         seen = engine.verification
@@ -257,29 +260,3 @@ def _check(build: BuildRecord, engines: Sequence[NewEngine]) -> None:
                 f"{seen.tolerance:.3g}) and {seen.top1_agreement:.2%} of its answers agree (at least "
                 f"{seen.min_agreement:.2%} have to). Nothing was registered."
             )
-
-
-def _engine_columns(engine: NewEngine) -> dict[str, Any]:
-    return {name: getattr(engine, name) for name in _OF_AN_ENGINE} | {
-        "route": _json(engine.route.to_json()),
-        "input_shape": _json(engine.input_shape),
-        "verification": _json(vars(engine.verification)),
-    }
-
-
-def _latency(row: sqlite3.Row) -> LatencyRecord:
-    values = {field.name: row[field.name] for field in fields(LatencyRecord)}
-    return LatencyRecord(**{**values, "shape": tuple(json.loads(row["shape"]))})
-
-
-def _insert(connection: sqlite3.Connection, table: str, values: Mapping[str, Any]) -> int:
-    """Inserts one row whose columns are the keys; its id."""
-    names = ", ".join(values)
-    marks = ", ".join(f":{name}" for name in values)
-    row = connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", values).lastrowid
-    assert row is not None
-    return row
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True)

@@ -16,6 +16,7 @@ from klas_zoo.build import BuildResult
 from klas_zoo.engines import RouteResult
 from klas_zoo.files import replacing
 from klas_zoo.frontier import above_the_line, area
+from klas_zoo.manifest import stage_json
 from klas_zoo.selection.candidates import Candidate
 from klas_zoo.selection.selectors import find_selector
 from klas_zoo.units import format_latency, format_macs, format_size
@@ -25,15 +26,16 @@ CostOf = Callable[[RouteResult], float]
 
 
 def write_report(result: BuildResult, folder: Path) -> list[Path]:
-    """Writes `report.json` and `frontier.png`; gives their paths."""
+    """Writes `report.json`, `manifest.json` and `frontier.png`; gives their paths."""
     from klas_zoo.plot import draw
 
-    report, picture = folder / "report.json", folder / "frontier.png"
-    with replacing(report) as file:
-        file.write_text(json.dumps(to_json(result), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    report, picture, origin = folder / "report.json", folder / "frontier.png", folder / "manifest.json"
+    for target, content in ((report, to_json(result)), (origin, manifest_json(result))):
+        with replacing(target) as file:
+            file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     with replacing(picture) as file:
         draw(result, file)
-    return [report, picture]
+    return [report, origin, picture]
 
 
 def frontier_table(result: BuildResult) -> Table:
@@ -86,7 +88,7 @@ def selection_table(result: BuildResult) -> Table:
 
 
 def summary(result: BuildResult) -> Group:
-    """Areas, the straight lines between anchors, anchors before and after, and where time went."""
+    """Areas, the straight lines between anchors, and anchors before and after."""
     lines = [
         "Area under the frontier, accuracy over MACs (1 = the dearest anchor's accuracy at the cheapest's cost): "
         f"{_shown(areas(result)['macs_untuned'])} untuned, {_shown(areas(result)['macs'])} tuned; "
@@ -100,13 +102,31 @@ def summary(result: BuildResult) -> Group:
         )
     anchors = ", ".join(f"{a.route} {a.top1_before:.1f} → {a.top1:.1f} %" for a in result.anchors)
     lines.append(f"Anchors before and after tuning: {anchors}.")
-    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items() if seconds >= 0.5)
-    lines.append(f"{sum(result.seconds.values()):.0f} s: {spent}; peak {format_size(result.peak_memory_bytes)}.")
     rejected = [Text(f"Not registered: {one.rejected}", style="red") for one in result.results if one.rejected]
     loud = []
     if result.family.weights == "random":
         loud = [Text("RANDOM WEIGHTS: nobody trained these networks; accuracies mean nothing.", style="bold red")]
     return Group(*(Text(line) for line in lines), *rejected, *loud)
+
+
+def times(result: BuildResult) -> Table:
+    """Where the time went, stage by stage; what was kept took its time in an earlier run."""
+    total = sum(one.seconds for one in result.stages if one.status == "done")
+    kept = sum(one.seconds for one in result.stages) - total
+    table = Table(
+        title=f"{total:.0f} s, and {kept:.0f} s in earlier runs; peak memory {format_size(result.peak_memory_bytes)}"
+    )
+    table.add_column("stage")
+    for heading in ("seconds", "share", "energy"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for one in result.stages:
+        share = f"{one.seconds / total:.0%}" if one.status == "done" and total else "kept"
+        joules, wrote = one.facts.get("energy_joules"), one.facts.get("checkpoints")
+        energy = f"{joules / 3600:.1f} Wh" if joules is not None else ""
+        remark = f"{wrote['count']} checkpoints, {wrote['seconds']:.1f} s" if wrote else ""
+        table.add_row(one.name, f"{one.seconds:.1f}", share, energy, remark)
+    return table
 
 
 def areas(result: BuildResult) -> dict[str, float | None]:
@@ -148,6 +168,13 @@ def to_json(result: BuildResult) -> dict[str, Any]:
         "seconds": result.seconds,
         "peak_memory_bytes": result.peak_memory_bytes,
     }
+
+
+def manifest_json(result: BuildResult) -> dict[str, Any]:
+    """The manifest as it was registered, and the stages with what came after that."""
+    record = {name: value for name, value in asdict(result.record).items() if name != "manifest"}
+    stages = [stage_json(one) for one in result.stages]
+    return {**result.record.manifest, "build_id": result.build_id, "build": record, "stages": stages}
 
 
 def _selection_json(result: BuildResult) -> dict[str, Any]:

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from typing import Any
 
 import click
 
 from klas_zoo.cli.build import build
+from klas_zoo.cli.devices import devices
+from klas_zoo.cli.doctor import doctor
+from klas_zoo.cli.export import export
 from klas_zoo.cli.listing import families, list_engines
 from klas_zoo.cli.pick import pick
+from klas_zoo.cli.profile import profile
+from klas_zoo.cli.registry import registry
 from klas_zoo.cli.routes import routes
-from klas_zoo.errors import KlasZooError
+from klas_zoo.cli.show import show
+from klas_zoo.cli.verify import verify
+from klas_zoo.errors import Interrupted, KlasZooError
 
 # what a full, read-only or forbidden disk answers, wherever in a build it happens
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
@@ -29,7 +37,10 @@ class _Commands(click.Group):
         try:
             return super().invoke(context)
         except KlasZooError as error:
-            click.echo(f"Error: {error}", err=True)
+            if int(os.environ.get("RANK", "0")) > 0:
+                # what the first process of a team met too, that one tells; then torchrun ends this one
+                time.sleep(2)
+            click.echo(str(error) if isinstance(error, Interrupted) else f"Error: {error}", err=True)
             context.exit(error.exit_code)
         except OSError as error:
             if error.errno not in _DISK_ERRORS:
@@ -45,5 +56,18 @@ def main() -> None:
     """Stitched networks for every latency budget."""
 
 
-for command in (build, pick, routes, list_engines, families):
+for command in (
+    build,
+    devices,
+    doctor,
+    export,
+    families,
+    list_engines,
+    pick,
+    profile,
+    registry,
+    routes,
+    show,
+    verify,
+):
     main.add_command(command)

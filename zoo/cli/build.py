@@ -14,7 +14,11 @@ from klas_zoo.errors import UsageError
 
 if TYPE_CHECKING:
     from klas_zoo.families import FamilySpec
-    from klas_zoo.stages import BuildSettings
+    from klas_zoo.pipeline import Listener, StageRecord
+    from klas_zoo.profiles.devices import Device
+    from klas_zoo.settings import BuildSettings
+    from klas_zoo.signals import Signals
+    from klas_zoo.team import Team
 
 
 @click.command()
@@ -36,6 +40,11 @@ if TYPE_CHECKING:
 @click.option("--clip", type=click.FloatRange(min=0), help="Largest norm of the gradient; 0 does not clip.")
 @click.option("--augmentation", type=click.Choice(["light", "strong"]), help="Crop and flip, or RandAugment and erasing too.")
 @click.option("--tune-precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of products while tuning; weights stay fp32.")
+@click.option("--accumulate", type=click.IntRange(min=1), help="Parts a batch is cut into, one after the other, to save memory.")
+@click.option("--ema", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Decay of a running average of the weights, which then is what is exported.")
+@click.option("--tune-routes", type=click.Choice(["same", "each"]), help="Of several processes: the same route in a step, or each another.")
+@click.option("--compile/--no-compile", default=None, help="torch.compile, block by block, while tuning.")
+@click.option("--memory-format", type=click.Choice(["auto", "contiguous", "channels-last"]), help="Of weights and maps while tuning.")
 @click.option("--init-images", type=click.IntRange(min=1), help="Images the stitching layers are fitted to.")
 @click.option("--probe-epochs", type=click.IntRange(min=1), default=4, show_default=True, help="Epochs of the probes.")
 @click.option("--probe-batch", type=click.IntRange(min=2), default=64, show_default=True, help="Images per step of the probes.")
@@ -51,33 +60,57 @@ if TYPE_CHECKING:
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that decode images.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything that is random.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where report.json and frontier.png go. Default: in the registry.")
+@click.option("--dry-run", is_flag=True, help="Only show which stages would be done, and which are kept from before.")
+@click.option("--redo", metavar="STAGE", help="Throw away what was kept of this stage and of those after it.")
+@click.option("--checkpoint-every", "checkpoint_s", type=click.FloatRange(min=0), default=60, show_default=True, help="Seconds between two checkpoints of tuning; more where writing them takes long.")
+@click.option("--nproc", type=click.IntRange(min=1), default=1, show_default=True, help="Processes on this machine that probe, tune and evaluate together, as torchrun would start them; under torchrun it has no effect.")
+@click.option("--max-restarts", type=click.IntRange(min=0), default=0, show_default=True, help="With --nproc: how often to go on from the last checkpoint when a process dies.")
+@click.option("--log-json", metavar="FILE", help="Append what happens to a file, one JSON object a line; - is stderr.")
+@click.option("--tensorboard", type=click.Path(path_type=Path, file_okay=False), help="Write scalars of tuning for TensorBoard to this folder.")
 @registry_option
 @json_option
 def build(family: str, device: str, registry: Path | None, out: Path | None, as_json: bool, **options: Any) -> None:
-    """Probe, select, stitch, tune, export, verify, time and register a family."""
+    """Probe, select, stitch, tune, export, verify, time and register a family.
+
+    A build that was interrupted, by whatever, goes on where it stopped when it is run again.
+    """
     from klas_zoo.families import find_family
     from klas_zoo.profiles.devices import resolve_device
 
     spec = find_family(family)
-    target = resolve_device(device)
-    from klas_zoo.registry import Registry
-
-    place = Registry.open(registry, create=True)
-
-    from rich.console import Console
-
-    from klas_zoo.progress import ConsoleListener
-
-    errors = Console(stderr=True)
-    listener = ConsoleListener(errors)
     settings = build_settings(spec, options)
-    if options["random_weights"]:
-        listener.say("RANDOM WEIGHTS: nobody trained these networks; accuracies mean nothing.")
+    from klas_zoo.team import join, leave, under_torchrun
+
+    if options["nproc"] > 1 and not under_torchrun() and not options["dry_run"]:
+        from klas_zoo.launching import launch
+
+        target = resolve_device(device)  # what cannot work is said once
+        raise SystemExit(launch(sys.argv[1:], processes=options["nproc"], restarts=options["max_restarts"]))
+    from klas_zoo.signals import Signals
+
+    with Signals().installed() as signals:
+        target = resolve_device(device)
+        team = join(target.torch_device)
+        try:
+            _build(spec, settings, target, team, signals, registry, out, as_json, options)
+        finally:
+            leave(team)
+
+
+def _build(
+    spec: FamilySpec, settings: BuildSettings, target: Device, team: Team, signals: Signals,
+    registry: Path | None, out: Path | None, as_json: bool, options: dict[str, Any],
+) -> None:  # fmt: skip
     from klas_zoo import build as building
     from klas_zoo import report
     from klas_zoo.anchors import load_family
     from klas_zoo.data import load_data
+    from klas_zoo.registry import Registry
 
+    place = Registry.open(registry, create=True)
+    listener = _listener(options, team)
+    if options["random_weights"]:
+        listener.say("RANDOM WEIGHTS: nobody trained these networks; accuracies mean nothing.")
     loaded = load_family(
         spec, weights_folder=options["weights"], random_weights=options["random_weights"], seed=options["seed"]
     )
@@ -89,17 +122,46 @@ def build(family: str, device: str, registry: Path | None, out: Path | None, as_
         augmentation=settings.tuning.augmentation,
         seed=options["seed"],
     )
-    result = building.build(loaded, images, settings, device=target, registry=place, listener=listener)
+    told: dict[str, Any] = {"device": target, "registry": place, "listener": listener, "redo": options["redo"]}
+    if options["dry_run"]:
+        _show_plan(building.plan(loaded, images, settings, **told), as_json)
+        return
+    result = building.build(loaded, images, settings, team=team, signals=signals, **told)
+    if result is None:
+        return  # the first process has it
     folder = out or place.root / "reports" / f"{result.build_id:04d}-{spec.name}-{target.name}"
     files = report.write_report(result, folder)
     if as_json:
         click.echo(json.dumps(report.to_json(result), sort_keys=True))
         return
+    from rich.console import Console
+
     console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(report.selection_table(result), report.frontier_table(result), report.summary(result))
+    console.print(
+        report.selection_table(result), report.frontier_table(result), report.summary(result), report.times(result)
+    )
     for file in files:
         click.echo(f"Written: {file}")
     click.echo(f"Registered as build {result.build_id} in {place.root}")
+
+
+def _listener(options: dict[str, Any], team: Team) -> Listener:
+    from klas_zoo.listeners import JsonLog, Nobody, Several, TensorBoard
+
+    if not team.leads:
+        return Nobody()
+    from rich.console import Console
+
+    from klas_zoo.progress import ConsoleListener
+
+    listeners: list[Listener] = []
+    if options["log_json"] != "-":  # lines for machines and for people do not mix
+        listeners.append(ConsoleListener(Console(stderr=True)))
+    if options["log_json"]:
+        listeners.append(JsonLog.to(options["log_json"]))
+    if options["tensorboard"]:
+        listeners.append(TensorBoard(options["tensorboard"]))
+    return Several(*listeners)
 
 
 def build_settings(spec: FamilySpec, options: dict[str, Any]) -> BuildSettings:
@@ -107,7 +169,7 @@ def build_settings(spec: FamilySpec, options: dict[str, Any]) -> BuildSettings:
     from dataclasses import replace
 
     from klas_zoo.selection.probes import ProbeSettings
-    from klas_zoo.stages import BuildSettings
+    from klas_zoo.settings import BuildSettings
     from klas_zoo.tuning import PRESETS
 
     if options["random_weights"] and options["weights"] is not None:
@@ -122,7 +184,9 @@ def build_settings(spec: FamilySpec, options: dict[str, Any]) -> BuildSettings:
         "stitch_rate": options["stitch_lr"],
         "precision": options["tune_precision"],
         **{name: options[name] for name in ("weight_decay", "warmup", "distillation", "hard", "clip")},
-        **{name: options[name] for name in ("augmentation", "init_images", "seed")},
+        **{name: options[name] for name in ("augmentation", "init_images", "seed", "accumulate", "ema", "compile")},
+        "routes": options["tune_routes"],
+        "memory_format": options["memory_format"],
     }
     tuning = replace(
         PRESETS[options["preset"] or spec.preset], **{name: value for name, value in said.items() if value is not None}
@@ -142,4 +206,15 @@ def build_settings(spec: FamilySpec, options: dict[str, Any]) -> BuildSettings:
         threads=options["threads"],
         workers=options["workers"],
         seed=options["seed"],
+        checkpoint_s=options["checkpoint_s"],
     )
+
+
+def _show_plan(stages: list[StageRecord], as_json: bool) -> None:
+    if as_json:
+        shown = [{"stage": one.name, "status": one.status, "key": one.key, "seconds": one.seconds} for one in stages]
+        click.echo(json.dumps(shown))
+        return
+    for one in stages:
+        took = f"took {one.seconds:.1f} s on {one.facts['finished_at']}" if one.status == "kept" else ""
+        click.echo(f"{one.name:18} {one.status:8} {took or one.key or 'depends on a stage that is still to do'}")

@@ -11,7 +11,7 @@ from klas_zoo.cli.options import json_option, registry_option
 
 
 @click.command("list")
-@click.option("--family", help="Only this one.")
+@click.option("--family", help="Only this one; or a tag, such as deit@prod.")
 @click.option("--device", help="Only this one.")
 @click.option("--route", help="Only this one.")
 @registry_option
@@ -25,6 +25,8 @@ def list_engines(
 
     place = Registry.open(registry, create=False)
     engines = place.engines()
+    if family is not None and "@" in family:
+        engines, family = place.engines(family), None
     for kind, wanted in (("family", family), ("device", device), ("route", route)):
         known = {str(getattr(one, kind)) for one in engines}
         if wanted is not None and wanted not in known:

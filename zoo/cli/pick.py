@@ -13,7 +13,7 @@ from klas_zoo.cli.options import json_option, registry_option
 @click.command()
 @click.option("--latency", required=True, help="Budget for one batch: 5ms, 200us or 1.5s.")
 @click.option("--device", help="Needed where engines of several devices are registered.")
-@click.option("--family", help="Needed where families were evaluated on different images.")
+@click.option("--family", help="Or a tag, such as deit@prod. Needed where families were evaluated on different images.")
 @click.option("--percentile", type=click.Choice(["p50", "p90", "p99"]), default="p50", show_default=True, help="Of the measured latency.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch size the latency was measured at.")
 @click.option("--min-accuracy", type=float, help="Lowest top-1, in per cent.")

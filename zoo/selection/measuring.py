@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
@@ -18,9 +18,10 @@ from klas_zoo.selection.calibration import calibrate, every_other
 from klas_zoo.selection.candidates import Cost, SelectionSettings, candidates_of
 from klas_zoo.selection.cka import measure_cka
 from klas_zoo.selection.measurements import Measurements, Need, SelectionWarning
-from klas_zoo.selection.probes import ProbeSettings, train_probes
+from klas_zoo.selection.probes import Probes, ProbeSettings, train_probes
 from klas_zoo.selection.selectors import find_selector
 from klas_zoo.selection.similarity import Similarities, measure_outputs, measure_similarities
+from klas_zoo.team import ALONE, Team
 
 Advance = Callable[[int, str], None]
 Stage = Callable[[str, int, str], AbstractContextManager[Advance]]
@@ -63,6 +64,7 @@ def measure(
     settings: SelectionSettings,
     *,
     probing: ProbeSettings,
+    probes: Mapping[str, Probes] | None = None,
     stage: Stage = _silent,
     warn: Callable[[str], None] = warn_user,
 ) -> Measurements:
@@ -73,6 +75,7 @@ def measure(
 
     Args:
         cost: multiply-adds of a route; says which stitches lie between their anchors.
+        probes: those of every anchor, where they have been trained already.
         stage: told about each pass over the images, as klas_zoo.stages.Listener is.
         warn: given a sentence where the result may mean little.
 
@@ -82,8 +85,8 @@ def measure(
     """
     found = Measurements()
     if needs & {"probes", "calibrated"}:
-        _check_images(chains, images, probing)
-        found = _probe(chains, needs, images, probing, stage, warn)
+        trained = learn_probes(chains, images, probing, stage=stage) if probes is None else probes
+        found = _compare(chains, trained, needs, images, stage, warn)
     if not found.has("outputs") and (needs & {"outputs"} or (needs & _OF_SEAMS and settings.pairs is None)):
         with stage("outputs", images.heldout_count, "images") as advance:
             distances = measure_outputs(chains, images.heldout(), on_batch=lambda n: advance(n, ""))
@@ -95,21 +98,36 @@ def measure(
     return found
 
 
-def _probe(
-    chains: dict[str, Chain],
-    needs: Set[Need],
-    images: Images,
-    probing: ProbeSettings,
-    stage: Stage,
-    warn: Callable[[str], None],
-) -> Measurements:
-    """Probes on the training images, then Θ on the held-out ones."""
+def learn_probes(
+    chains: dict[str, Chain], images: Images, probing: ProbeSettings, *, stage: Stage = _silent, team: Team = ALONE
+) -> dict[str, Probes]:
+    """Trains the probes of every anchor on the training images.
+
+    Args:
+        team: each process has a share of every batch; all end with the same probes.
+
+    Raises:
+        SelectionError: fewer images than classes, images of one class only, activations that are not finite.
+    """
+    _check_images(chains, images, probing)
     with stage("probes", images.epochs_count, "images") as advance:
         classes: set[int] = set()
         epochs = (_watch_classes(batches, classes) for batches in images.epochs())
-        probes = train_probes(chains, epochs, probing, on_batch=lambda n: advance(n, ""))
-    if len(classes) == 1:
+        probes = train_probes(chains, epochs, probing, team=team, on_batch=lambda n: advance(n * team.size, ""))
+    if len(set().union(*team.gather(classes))) == 1:
         raise SelectionError("The training images are of one class only; there is nothing to tell apart.")
+    return probes
+
+
+def _compare(
+    chains: dict[str, Chain],
+    probes: Mapping[str, Probes],
+    needs: Set[Need],
+    images: Images,
+    stage: Stage,
+    warn: Callable[[str], None],
+) -> Measurements:
+    """Θ of the probes on the held-out images."""
     with stage("similarity", images.heldout_count, "images") as advance:
         similar = measure_similarities(chains, probes, images.heldout(), on_batch=lambda n: advance(n, ""))
     if similar.chance == 100:

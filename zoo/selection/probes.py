@@ -19,6 +19,7 @@ from klas_zoo.chains import Chain
 from klas_zoo.data import Batch
 from klas_zoo.errors import SelectionError
 from klas_zoo.modes import evaluating
+from klas_zoo.team import ALONE, Team, average_gradients
 
 
 class Probes(nn.Module):
@@ -27,12 +28,12 @@ class Probes(nn.Module):
     Blocks of equal width are computed together, as one batched matrix product.
     """
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: Chain, team: Team = ALONE) -> None:
         super().__init__()
         self.depth = chain.depth
         widths = [chain.width(block) for block in range(1, chain.depth + 1)]
         self.groups = {width: [k for k, w in enumerate(widths) if w == width] for width in sorted(set(widths))}
-        self.norms = nn.ModuleDict({str(w): _Standardise(len(b), w) for w, b in self.groups.items()})
+        self.norms = nn.ModuleDict({str(w): _Standardise(len(b), w, team) for w, b in self.groups.items()})
         self.weights = nn.ParameterDict(
             {str(w): torch.zeros(len(b), w, chain.classes) for w, b in self.groups.items()}
         )
@@ -62,21 +63,31 @@ class _Standardise(nn.Module):
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, blocks: int, width: int) -> None:
+    def __init__(self, blocks: int, width: int, team: Team) -> None:
         super().__init__()
+        self.team = team
         self.batches = 0
         self.register_buffer("mean", torch.zeros(blocks, 1, width))
         self.register_buffer("variance", torch.ones(blocks, 1, width))
 
     def forward(self, features: Tensor) -> Tensor:
         if self.training:
-            variance, mean = torch.var_mean(features, 1, keepdim=True, correction=0)
+            variance, mean = self._statistics(features)
             self.batches += 1
             self.mean.lerp_(mean, 1 / self.batches)
             self.variance.lerp_(variance, 1 / self.batches)
         else:
             variance, mean = self.variance, self.mean
         return (features - mean) * (variance + 1e-6).rsqrt()
+
+    def _statistics(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Variance and mean over the batch; over all processes' shares of it, which are equally large."""
+        variance, mean = torch.var_mean(features, 1, keepdim=True, correction=0)
+        if self.team.size == 1:
+            return variance, mean
+        whole = self.team.add(mean.clone()) / self.team.size
+        # the mean of the shares' variances, and the variance of the shares' means
+        return self.team.add(variance + (mean - whole) ** 2) / self.team.size, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,23 +115,23 @@ def train_probes(
     epochs: Iterable[Iterator[Batch]],
     settings: ProbeSettings,
     *,
+    team: Team = ALONE,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> dict[str, Probes]:
     """Trains the probes of all anchors over the same batches.
 
     Args:
         epochs: `settings.epochs` iterators over the training split.
+        team: every process comes with an equal share of each batch; all end with the same probes, those
+            of one process up to rounding.
         on_batch: told the number of images after each batch.
 
     Raises:
         SelectionError: an anchor's features or a probe's loss are not finite; names the block.
     """
-    probes = {name: Probes(chain).to(_device(chain)).train() for name, chain in chains.items()}
-    optimiser = torch.optim.AdamW(
-        [p for probe in probes.values() for p in probe.parameters()],
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-    )
+    probes = {name: Probes(chain, team).to(_device(chain)).train() for name, chain in chains.items()}
+    learned = [p for probe in probes.values() for p in probe.parameters()]
+    optimiser = torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     for epoch, batches in enumerate(epochs):
         # a linear decay to a tenth: the last epochs settle instead of circling
         for group in optimiser.param_groups:
@@ -134,6 +145,7 @@ def train_probes(
                 _check_finite(losses, name)
                 total = total + losses.sum()
             total.backward()
+            average_gradients(learned, team)
             optimiser.step()
             optimiser.zero_grad()
             on_batch(len(labels))

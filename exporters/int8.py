@@ -1,0 +1,106 @@
+"""Static quantisation to int8 by onnxruntime's own quantiser, calibrated on real images.
+
+Weights are signed, symmetric, one scale for each output channel: they follow from the weights alone, so
+that routes go on sharing them. What a product reads is unsigned with a zero point, its range taken from the
+calibration images of each route. What it gives stays fp32, and so do biases, norms, attention, and
+everything from the last product on.
+
+Tried on the base anchor of deit-micro, 1,000 test images, 400 to calibrate on, 87.4 % in fp32: so it loses 0.3
+points and 0.5 % of the answers change; with convolutions and outputs quantised too, 0.3 points and 0.9 %.
+Convolutions are quantised only where they hold most of the weights: they are fast in int8 only if what they
+give is int8 as well, which is what costs answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from torch import Tensor
+
+from klas_zoo.exporters.contract import stage
+from klas_zoo.exporters.to_onnx import INPUT, finish
+
+PRODUCTS = ("Conv", "Gemm", "MatMul")
+
+
+def quantised(model: ir.Model, name: str, calibration: Callable[[], Iterable[tuple[Tensor, Any]]]) -> ir.Model:
+    """A route's graph with int8 weights and QDQ pairs around its matrix products.
+
+    Args:
+        calibration: batches of real images that are not those it is verified on.
+
+    Raises:
+        ExportError: onnxruntime cannot quantise it.
+    """
+    proto = finish(model, {})
+    kinds = _kinds(model)
+    with tempfile.TemporaryDirectory(prefix="klas-zoo-") as folder, stage("quantise", name), _quiet():
+        file = Path(folder) / "route.onnx"
+        quantize_static(
+            proto,
+            file,
+            _Reader(calibration),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=kinds,
+            nodes_to_exclude=_last_product(model),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={
+                "QuantizeBias": False,
+                "WeightSymmetric": True,
+                "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+            },
+        )
+        return ir.load(file)
+
+
+def _kinds(model: ir.Model) -> list[str]:
+    """Operators to quantise."""
+    sizes = dict.fromkeys(PRODUCTS, 0)
+    for node in model.graph:
+        weight = node.inputs[1].const_value if node.op_type in PRODUCTS and node.inputs[1] is not None else None
+        if weight is not None:
+            sizes[node.op_type] += weight.nbytes
+    kinds = ["Gemm", "MatMul"]
+    return [*kinds, "Conv"] if sizes["Conv"] > sizes["Gemm"] + sizes["MatMul"] else kinds
+
+
+def _last_product(model: ir.Model) -> list[str]:
+    return [str(node.name) for node in model.graph if node.op_type in PRODUCTS][-1:]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser tells the root logger, and stdout, what it thinks of every graph."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, batches: Callable[[], Iterable[tuple[Tensor, Any]]]) -> None:
+        self._batches = batches
+        self.rewind()
+
+    def rewind(self) -> None:
+        self._left: Iterator[tuple[Tensor, Any]] = iter(self._batches())
+
+    def get_next(self) -> Mapping[str, np.ndarray] | None:
+        batch = next(self._left, None)
+        return None if batch is None else {INPUT: batch[0].numpy()}

@@ -1,0 +1,96 @@
+"""The one weights file of a package: every tensor once, whatever it is called, at the start of a page.
+
+Routes share anchors, but the translation to ONNX renames and folds tensors, so that names do not tell
+which are the same; their bytes do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import onnx
+import onnx_ir as ir
+
+from klas_zoo.exporters.contract import stage
+from klas_zoo.exporters.graphs import ALIGNMENT
+from klas_zoo.exporters.to_onnx import finish
+
+INLINE_BYTES = 1024  # smaller tensors stay in the graph: a page for each would be larger than they are
+
+
+class WeightsFile:
+    """Written once, front to back, one tensor in memory at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("xb")
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self._places: dict[bytes, tuple[int, int]] = {}
+        # tensors that cuts of one graph share are hashed once; they are kept, or another could get their id
+        self._seen: dict[int, tuple[ir.TensorProtocol, tuple[int, int]]] = {}
+
+    def __enter__(self) -> WeightsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def place(self, tensor: ir.TensorProtocol) -> tuple[int, int]:
+        """Where a tensor's bytes stand, offset and length; writes them if they are not there yet."""
+        known = self._seen.get(id(tensor))
+        if known is None:
+            known = self._seen[id(tensor)] = tensor, self._placed(tensor.tobytes())
+        return known[1]
+
+    def _placed(self, content: bytes) -> tuple[int, int]:
+        key = hashlib.sha256(content).digest()
+        if key not in self._places:
+            padding = -self._size % ALIGNMENT
+            self._write(bytes(padding))
+            self._places[key] = self._size, len(content)
+            self._write(content)
+        return self._places[key]
+
+    def _write(self, content: bytes) -> None:
+        self._file.write(content)
+        self._digest.update(content)
+        self._size += len(content)
+
+
+def write_graph(model: ir.Model, path: Path, weights: WeightsFile, metadata: Mapping[str, str]) -> None:
+    """Writes a graph whose large weights lie in `weights`; the model itself stays as it was.
+
+    Raises:
+        ExportError: names the stage that failed.
+        OSError: a file cannot be written.
+    """
+    inside = {name: value.const_value for name, value in model.graph.initializers.items()}
+    try:
+        for name, tensor in inside.items():
+            if tensor is not None and tensor.nbytes >= INLINE_BYTES:
+                offset, length = weights.place(tensor)
+                model.graph.initializers[name].const_value = ir.ExternalTensor(
+                    weights.path.name, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape), name=name
+                )
+        proto = finish(model, metadata)
+    finally:
+        for name, tensor in inside.items():
+            model.graph.initializers[name].const_value = tensor
+    with stage("write", path.name):
+        path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def check_written(graph: Path) -> None:
+    """onnx's own checker, with shapes inferred; it follows the graph to the weights file.
+
+    Raises:
+        ExportError: it does not pass.
+    """
+    with stage("check", graph.name):
+        onnx.checker.check_model(str(graph), full_check=True)

@@ -1,0 +1,99 @@
+"""What latency models need to know of a family, counted on its chains."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from klas_zoo.chains import Chain, Shape
+from klas_zoo.profiles.interpolation import AnchorShape
+from klas_zoo.profiles.macs import ChainCost, Cost, chain_cost, route_cost
+from klas_zoo.profiles.traffic import ChainTraffic, PartTraffic, chain_traffic
+from klas_zoo.routes import Route, Seam
+
+# multiply-adds that a processor does while one byte comes from memory; only the shares of a guess count
+CPU_MACS_PER_BYTE = 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """Everything counted on the chains of one family; nothing of it depends on a device."""
+
+    input_shape: Shape
+    sha256: str
+    costs: Mapping[str, ChainCost]
+    traffic: Mapping[str, ChainTraffic]
+    vectors: Mapping[str, tuple[int, ...]]
+    widths: Mapping[str, tuple[int, ...]]
+    grids: Mapping[str, tuple[Shape, ...]]
+
+
+def count(chains: Mapping[str, Chain], input_shape: Shape) -> Counted:
+    """Counts multiply-adds, parameters, traffic and layouts of all chains.
+
+    Raises:
+        CountingError: an operator nobody can count.
+    """
+    return Counted(
+        input_shape=tuple(input_shape),
+        sha256=architecture_sha256(chains, input_shape),
+        costs={name: chain_cost(chain, input_shape) for name, chain in chains.items()},
+        traffic={name: chain_traffic(chain, input_shape) for name, chain in chains.items()},
+        vectors={name: tuple(one.vectors for one in chain.layouts) for name, chain in chains.items()},
+        widths={name: tuple(one.width for one in chain.layouts) for name, chain in chains.items()},
+        grids={name: tuple(one.grid for one in chain.layouts) for name, chain in chains.items()},
+    )
+
+
+def architecture_sha256(chains: Mapping[str, Chain], input_shape: Shape) -> str:
+    """The content hash of a family as far as latency depends on it.
+
+    That is the images' shape, the anchors' names and order, and the name, shape and type of every tensor
+    of every anchor: not the values of the weights, which tuning changes and time does not depend on.
+    """
+    content = {
+        "input_shape": list(input_shape),
+        "anchors": [
+            [name, [[key, list(t.shape), str(t.dtype)] for key, t in chain.state_dict().items()]]
+            for name, chain in chains.items()
+        ],
+    }
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+
+def route_cost_of(counted: Counted, route: Route) -> Cost:
+    """Multiply-adds and parameters of a route."""
+
+    def of_seam(seam: Seam) -> Cost:
+        before, after = counted.widths[seam.source][seam.i], counted.widths[seam.target][seam.j]
+        vectors = counted.vectors[seam.target][seam.j]
+        return Cost(macs=vectors * before * after, parameters=(before + 1) * after)
+
+    return route_cost(route, counted.costs, of_seam)
+
+
+def shapes_of(counted: Counted, *, batch: int, bytes_each: int = 4) -> dict[str, AnchorShape]:
+    """Anchors as `interpolation` takes them, with guesses for a batch."""
+    return {name: _shape(counted, name, batch, bytes_each) for name in counted.costs}
+
+
+def _shape(counted: Counted, name: str, batch: int, bytes_each: int) -> AnchorShape:
+    cost, traffic, grids = counted.costs[name], counted.traffic[name], counted.grids[name]
+    kinds = [(grids[k + 1], cost.block_parameters[k], cost.block_macs[k]) for k in range(len(cost.block_macs))]
+    numbers = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+    return AnchorShape(
+        guesses=tuple(_guess(part, batch, bytes_each) for part in traffic.parts),
+        groups=tuple(numbers[kind] for kind in kinds),
+        macs=(cost.stem_macs, *cost.block_macs, cost.head_macs),
+        vectors=counted.vectors[name],
+        widths=counted.widths[name],
+    )
+
+
+def _guess(part: PartTraffic, batch: int, bytes_each: int) -> float:
+    """Of a part's time, in multiply-adds: every operator takes what takes longer, its arithmetic or its bytes."""
+    return sum(
+        max(batch * one.macs, CPU_MACS_PER_BYTE * one.bytes_moved(batch, bytes_each)) for one in part.operations
+    )

@@ -1,0 +1,61 @@
+"""Writes registry-v<n>.sql beside this file: a registry as this version writes it, for the tests of later ones."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import made_up  # noqa: E402
+
+from klas_zoo import tags  # noqa: E402
+from klas_zoo.registry import Registry  # noqa: E402
+from klas_zoo.schema import SCHEMA_VERSION, version_of  # noqa: E402
+
+
+def fill(root: Path) -> None:
+    """Two builds of one family and device, one of another device; the older one is tagged."""
+    registry = Registry.open(root / "registry", create=True)
+    old = made_up.build(command="klas-zoo build --family deit-micro", finished_at="2026-01-01T00:00:00+00:00")
+    registry.register(old, [made_up.new_engine(root / "old", "old", 60.0, 4.0)])
+    registry.register(
+        made_up.build(),
+        [
+            made_up.new_engine(root / name, name, 70.0 + 5 * i, (made_up.latency(1.0 + i), _batch_8(5.0 + i)))
+            for i, name in enumerate(("tiny", "small", "base"))
+        ],
+    )
+    registry.register(made_up.build(device="a100"), [made_up.new_engine(root / "tiny", "tiny", device="a100")])
+    tags.now = lambda: "2026-01-03T00:00:00+00:00"
+    tags.move_tag(registry, "deit-micro@prod")
+    tags.move_tag(registry, "deit-micro@prod", build_id=1)
+    tags.move_tag(registry, "deit-micro@gone")
+    tags.delete_tag(registry, "deit-micro@gone")
+
+
+def _batch_8(p50_ms: float) -> made_up.LatencyRecord:
+    return made_up.latency(p50_ms, batch=8, shape=(8, 3, 8, 8))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        fill(Path(folder))
+        with closing(sqlite3.connect(Path(folder) / "registry" / "registry.sqlite")) as connection:
+            application = connection.execute("PRAGMA application_id").fetchone()[0]
+            lines = [
+                f"-- A registry as version {SCHEMA_VERSION} of the schema wrote it.",
+                "PRAGMA journal_mode = WAL;",
+                f"PRAGMA application_id = {application};",
+                f"PRAGMA user_version = {version_of(connection)};",
+                *connection.iterdump(),
+            ]
+    (HERE / f"registry-v{SCHEMA_VERSION}.sql").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Real inference servers as processes: each in an environment of its own, on loopback, ended when done.
+
+`scripts/servers` makes the environments beside the one it is told; without them the tests that
+need one are skipped. Where $KLAS_ZOO_SERVERS names the place, a missing one is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LONGEST_S = 900  # after which a server ends by itself, whatever became of the test
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Where a running server listens; its output goes to `log`."""
+
+    http: str
+    grpc: str
+    log: Path
+    process: subprocess.Popen[bytes]
+
+
+def environment(server: str) -> Path:
+    """The virtual environment of `triton`, `kserve` or `mlserver`; skips the test where there is none."""
+    place = os.environ.get("KLAS_ZOO_SERVERS")
+    folder = Path(place or ROOT / ".venv-servers") / server
+    if (folder / "bin" / "python").exists():
+        return folder
+    message = f"no {server} in {folder.parent}: sh scripts/servers installs it"
+    if place:
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+@contextmanager
+def running(command: Sequence[str | Path], ports: Sequence[int], log: Path, **variables: str) -> Iterator[Server]:
+    """Starts a server, waits until it answers ready on its first port, ends it with all it started.
+
+    Args:
+        ports: HTTP first, then gRPC.
+        variables: of the environment, besides PATH and HOME.
+    """
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["timeout", "--kill-after=10", str(LONGEST_S), *map(str, command)],
+            env={**inherited, "OMP_NUM_THREADS": "1", "NO_PROXY": "*", **variables},
+            stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    try:
+        _wait_until_ready(process, ports[0], log)
+        yield Server(http=f"127.0.0.1:{ports[0]}", grpc=f"127.0.0.1:{ports[1]}", log=log, process=process)
+    finally:
+        _end(process)
+
+
+@contextmanager
+def triton(repository: Path, folder: Path, *options: str) -> Iterator[Server]:
+    """The tritonserver that the package nvidia-pytriton carries, with a backend for onnxruntime beside its own."""
+    venv = environment("triton")
+    (packages,) = venv.glob("lib/python3*/site-packages")
+    backends = _backends(packages / "pytriton" / "tritonserver", venv, folder / "backends")
+    http, grpc = free_ports(2)
+    command = [
+        packages / "pytriton/tritonserver/bin/tritonserver", f"--model-repository={repository}",
+        f"--backend-directory={backends}", "--http-address=127.0.0.1", f"--http-port={http}",
+        "--grpc-address=127.0.0.1", f"--grpc-port={grpc}", "--allow-metrics=false", *options,
+    ]  # fmt: skip
+    libraries = f"{packages / 'nvidia_pytriton.libs'}:{_own_libraries(venv)}"
+    path = f"{venv / 'bin'}:{os.environ['PATH']}"
+    with running(
+        command, (http, grpc), folder / "triton.log",
+        LD_LIBRARY_PATH=libraries, PYTHONPATH=str(packages), PATH=path, VIRTUAL_ENV=str(venv),
+    ) as server:  # fmt: skip
+        yield server
+
+
+def _backends(server: Path, venv: Path, folder: Path) -> Path:
+    """Triton's python backend with the stub for the environment's Python, and ours."""
+    (version,) = venv.glob("lib/python3*")
+    stub = version.name.removeprefix("python")
+    shutil.copytree(server / "backends", folder)
+    shutil.copy(server / "python_backend_stubs" / stub / "triton_python_backend_stub", folder / "python")
+    shutil.copytree(ROOT / "tests" / "triton_backends", folder, dirs_exist_ok=True)
+    return folder
+
+
+def _own_libraries(venv: Path) -> Path:
+    """Where the libpython is that an environment's Python was made with; Triton's stub is linked with one."""
+    lines = dict(line.split(" = ", 1) for line in (venv / "pyvenv.cfg").read_text().splitlines() if " = " in line)
+    return Path(lines["home"]).parent / "lib"
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float = 120) -> None:
+    import urllib.request
+
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            with opener.open(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.1)
+    sys.stderr.write(log.read_text(errors="replace")[-5000:])
+    raise AssertionError(f"the server did not become ready; its output: {log}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(timeout=20)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue

@@ -1,0 +1,119 @@
+"""Results on disk: there as a whole or not at all, found by what made them, made by one process at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klas_zoo.cache import Cache, content_key
+
+KEY = "0" * 32
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+def store(cache: Cache, content: str, key: str = KEY) -> Path:
+    with cache.storing("tune", key, lambda: {"seconds": 1.5}) as folder:
+        (folder / "result.txt").write_text(content)
+    return cache.folder("tune", key)
+
+
+@given(JSON, JSON)
+def test_keys_are_equal_exactly_where_inputs_are(one: object, other: object) -> None:
+    same = repr(one) == repr(other) or content_key({"it": one}) == content_key({"it": other})
+    assert (content_key({"it": one}) == content_key({"it": other})) is same
+    assert content_key({"a": one, "b": other}) == content_key({"b": other, "a": one})
+
+
+def test_a_changed_number_changes_the_key() -> None:
+    assert content_key({"rate": 0.1}) != content_key({"rate": 0.1 + 1e-17 * 2})
+    assert content_key({"steps": 1}) != content_key({"steps": None})
+
+
+def test_a_result_is_there_with_what_was_noted_of_it(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    assert cache.facts("tune", KEY) is None
+    folder = store(cache, "weights")
+    assert (folder / "result.txt").read_text() == "weights"
+    assert cache.facts("tune", KEY) == {"schema_version": 1, "stage": "tune", "key": KEY, "seconds": 1.5}
+    assert [path.name for path in folder.parent.iterdir()] == [KEY]
+
+
+def test_what_fails_while_it_is_written_leaves_nothing(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    with pytest.raises(ZeroDivisionError), cache.storing("tune", KEY, dict) as folder:
+        (folder / "half").write_text("a result")
+        _ = 1 / 0
+    assert list((tmp_path / "tune").iterdir()) == []
+
+
+def test_a_new_result_replaces_the_old_and_what_was_unfinished_goes(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    store(cache, "old")
+    cache.unfinished("tune", KEY).mkdir()
+    folder = store(cache, "new")
+    assert (folder / "result.txt").read_text() == "new"
+    assert not cache.unfinished("tune", KEY).exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": 99}'])
+def test_a_note_that_cannot_be_read_is_as_good_as_none(text: str, tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    (store(cache, "it") / "stage.json").write_text(text)
+    assert cache.facts("tune", KEY) is None
+    assert (store(cache, "again") / "result.txt").read_text() == "again"
+
+
+def _die_while_storing(root: Path) -> None:
+    with Cache(root).storing("tune", KEY, dict) as folder:
+        (folder / "half").write_text("a result")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_process_left_is_swept_away_by_the_next(tmp_path: Path) -> None:
+    child = multiprocessing.get_context("fork").Process(target=_die_while_storing, args=(tmp_path,))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "tune").iterdir()] == [f".{KEY}.part"]
+    folder = store(Cache(tmp_path), "whole")
+    assert [path.name for path in folder.parent.iterdir()] == [KEY]
+
+
+def _work(root: Path, seconds: float) -> None:
+    with Cache(root).working("tune", KEY, lambda: None):
+        (root / "begun").touch()
+        time.sleep(seconds)
+        (root / "ended").touch()
+
+
+def test_two_processes_do_not_do_the_same_work_at_once(tmp_path: Path) -> None:
+    child = multiprocessing.get_context("fork").Process(target=_work, args=(tmp_path, 0.5))
+    child.start()
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    waits = []
+    with Cache(tmp_path).working("tune", KEY, lambda: waits.append(True)):
+        assert (tmp_path / "ended").exists()
+    child.join()
+    assert waits == [True]
+
+
+def test_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
+    child = multiprocessing.get_context("fork").Process(target=_work, args=(tmp_path, 60))
+    child.start()
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    with Cache(tmp_path).working("tune", KEY, lambda: pytest.fail("nobody is there")):
+        pass

@@ -1,0 +1,231 @@
+"""Registries of every older version: read as they are, upgraded when something is written, never lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import made_up
+import pytest
+
+from klas_zoo import database, schema
+from klas_zoo.errors import NewerRegistry
+from klas_zoo.registry import Registry
+from klas_zoo.schema import SCHEMA_VERSION, STEPS, Step, upgrade, version_of
+from klas_zoo.tags import history
+
+GOLDEN = Path(__file__).parent / "golden"
+OLDER = range(1, SCHEMA_VERSION)
+
+
+def old_registry(root: Path, version: int) -> Registry:
+    """A registry as that version left it, with the files that tests/golden tells of."""
+    root.mkdir()
+    with closing(sqlite3.connect(root / "registry.sqlite")) as connection:
+        connection.executescript((GOLDEN / f"registry-v{version}.sql").read_text())
+    registry = Registry(root)
+    for name in ("old", "tiny", "small", "base"):
+        made_up.store(registry, name.encode())
+    return registry
+
+
+def dump(registry: Registry) -> list[str]:
+    with closing(database.connect(registry.root / "registry.sqlite")) as connection:
+        return [f"version {version_of(connection)}", *connection.iterdump()]
+
+
+def tables(connection: sqlite3.Connection) -> dict[str, list[tuple[object, ...]]]:
+    """Columns of every table and index, with their types, defaults and keys."""
+    found = connection.execute("SELECT type, name FROM sqlite_master ORDER BY name").fetchall()
+    return {
+        name: [tuple(row)[1:] for row in connection.execute(f"PRAGMA {kind}_info('{name}')")]
+        for kind, name in found
+    }
+
+
+def test_every_older_version_has_a_golden_registry() -> None:
+    assert {path.name for path in GOLDEN.glob("registry-v*.sql")} >= {f"registry-v{n}.sql" for n in OLDER}
+
+
+@pytest.mark.parametrize("version", OLDER)
+def test_the_steps_still_make_the_older_schema_that_was_released(version: int, tmp_path: Path) -> None:
+    registry = old_registry(tmp_path / "old", version)
+    with (
+        closing(database.connect(registry.root / "registry.sqlite")) as released,
+        closing(sqlite3.connect(":memory:", isolation_level=None)) as made,
+    ):
+        assert version_of(released) == version
+        upgrade(made, STEPS[:version])
+        assert tables(released) == tables(made)
+
+
+@pytest.mark.parametrize("version", OLDER)
+def test_an_older_registry_is_read_without_being_changed(version: int, tmp_path: Path) -> None:
+    registry = old_registry(tmp_path / "old", version)
+    before = dump(registry)
+    found = Registry.open(registry.root, create=False).engines()
+    assert [(str(e.route), e.device, e.top1) for e in found] == [
+        ("tiny", "cpu", 70.0), ("small", "cpu", 75.0), ("base", "cpu", 80.0), ("tiny", "a100", 70.0)
+    ]  # fmt: skip
+    assert found[1].latency_ms("p50", 8) == 6.0
+    assert registry.build(1).finished_at == "2026-01-01T00:00:00+00:00"
+    assert dump(registry) == before
+
+
+@pytest.mark.parametrize("version", OLDER)
+def test_writing_upgrades_an_older_registry_and_loses_nothing(version: int, tmp_path: Path) -> None:
+    registry = old_registry(tmp_path / "old", version)
+    before, builds = registry.engines(), [registry.build(n) for n in (1, 2, 3)]
+    new = made_up.new_engine(tmp_path / "new", "new", family="another")
+    registry.register(made_up.build(family="another"), [new])
+    after = registry.engines()
+    assert [str(e.route) for e in after if e.family == "another"] == ["new"]
+    assert [e for e in after if e.family != "another"] == before
+    assert [registry.build(n) for n in (1, 2, 3)] == builds
+    fresh = Registry.open(tmp_path / "fresh", create=True)
+    with (
+        closing(database.connect(registry.root / "registry.sqlite")) as upgraded,
+        closing(database.connect(fresh.root / "registry.sqlite")) as made,
+    ):
+        assert version_of(upgraded) == SCHEMA_VERSION
+        assert tables(upgraded) == tables(made)
+        assert upgraded.execute("PRAGMA foreign_key_check").fetchall() == []
+        assert upgraded.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from klas_zoo import schema
+from klas_zoo.registry import Registry
+root, after = Path(sys.argv[1]), int(sys.argv[2])
+class Deadly(schema.Step):
+    def statements(self):
+        for number, statement in enumerate(super().statements()):
+            if number == after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield statement
+from klas_zoo import database
+last = schema.STEPS[-1]
+schema.upgrade.__defaults__ = ((*schema.STEPS[:-1], Deadly(last.purpose, last.sql)),)
+with database.transaction(root / "registry.sqlite"):
+    pass
+"""
+
+
+@pytest.mark.parametrize("after", range(len(list(STEPS[-1].statements()))))
+def test_an_upgrade_that_is_killed_changes_nothing_and_the_next_one_succeeds(after: int, tmp_path: Path) -> None:
+    registry = old_registry(tmp_path / "old", SCHEMA_VERSION - 1)
+    before = dump(registry)
+    done = subprocess.run([sys.executable, "-c", KILLED, registry.root, str(after)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert dump(registry) == before
+    with database.transaction(registry.root / "registry.sqlite") as connection:
+        assert version_of(connection) == SCHEMA_VERSION
+
+
+def test_an_upgrade_that_fails_changes_nothing(tmp_path: Path) -> None:
+    registry = old_registry(tmp_path / "old", SCHEMA_VERSION - 1)
+    before = dump(registry)
+    steps = (*STEPS[:-1], Step("bad", "CREATE TABLE fine (x);\nINSERT INTO nowhere VALUES (1);"))
+    with closing(database.connect(registry.root / "registry.sqlite")) as connection:
+        with pytest.raises(sqlite3.OperationalError, match="nowhere"):
+            upgrade(connection, steps)
+        assert not connection.in_transaction
+        assert connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
+    assert dump(registry) == before
+
+
+def test_a_step_may_make_a_table_anew_to_which_others_refer(tmp_path: Path) -> None:
+    registry = old_registry(tmp_path / "old", 1)
+    anew = """
+    CREATE TABLE replaced AS SELECT * FROM builds;
+    DROP TABLE builds;
+    ALTER TABLE replaced RENAME TO builds;
+    """
+    with closing(database.connect(registry.root / "registry.sqlite")) as connection:
+        upgrade(connection, (STEPS[0], Step("anew", anew)))
+        assert connection.execute("SELECT count(*) FROM builds").fetchone()[0] == 3
+        assert connection.execute("SELECT count(*) FROM engines").fetchone()[0] == 5
+
+
+def test_a_step_that_ends_within_a_statement_is_a_bug() -> None:
+    with pytest.raises(ValueError, match="middle of a statement"):
+        list(Step("half", "CREATE TABLE a (x);\nCREATE TABLE b (").statements())
+
+
+def test_processes_that_upgrade_at_once_all_succeed(tmp_path: Path) -> None:
+    registry = old_registry(tmp_path / "old", 1)
+    script = (
+        "import sys; from pathlib import Path; from klas_zoo import database\n"
+        "sys.stdin.readline()\n"
+        "with database.transaction(Path(sys.argv[1]) / 'registry.sqlite') as c:\n"
+        "    c.execute('UPDATE builds SET command = command || 1 WHERE id = 1')\n"
+    )
+    command = [sys.executable, "-c", script, str(registry.root)]
+    pipe = subprocess.PIPE
+    started = [subprocess.Popen(command, stdin=pipe, stderr=pipe, text=True) for _ in range(3)]
+    for process in started:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in started:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert registry.build(1).command.endswith("deit-micro111")
+
+
+def test_a_transaction_that_fails_changes_nothing(tmp_path: Path) -> None:
+    registry = made_up.filled_registry(tmp_path)
+    before = dump(registry)
+    with pytest.raises(KeyError), database.transaction(tmp_path / "registry.sqlite") as connection:
+        connection.execute("DELETE FROM latencies")
+        raise KeyError
+    assert dump(registry) == before
+
+
+def test_a_registry_that_a_newer_version_upgrades_meanwhile_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = made_up.filled_registry(tmp_path)
+    real = schema.version_of
+
+    def upgraded_after_the_first_look(connection: sqlite3.Connection) -> int:
+        found = real(connection)
+        monkeypatch.setattr(database, "version_of", real)
+        if not connection.in_transaction:
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        return found
+
+    monkeypatch.setattr(database, "version_of", upgraded_after_the_first_look)
+    with pytest.raises(NewerRegistry):
+        registry.register(made_up.build(), [made_up.new_engine(tmp_path / "a")])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs permissions")
+def test_an_older_registry_in_a_folder_that_cannot_be_written_is_read(tmp_path: Path) -> None:
+    registry = old_registry(tmp_path / "old", 1)
+    with closing(database._attach(registry.root / "registry.sqlite", "immutable=1", 1)) as connection:
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            upgrade(connection)
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
+            connection.backup(copy)
+            upgrade(copy)
+            assert copy.execute("SELECT count(*) FROM builds").fetchone()[0] == 3
+
+
+@pytest.mark.parametrize("version", range(2, SCHEMA_VERSION + 1))
+def test_tags_of_an_older_registry_still_point_where_they_did(version: int, tmp_path: Path) -> None:
+    registry = old_registry(tmp_path / "old", version)
+    found = registry.engines("deit-micro@prod")
+    assert [(str(e.route), e.device) for e in found] == [("old", "cpu"), ("tiny", "a100")]
+    assert [(m.name, m.device, m.build_id) for m in history(registry)] == [
+        ("deit-micro@gone", "cpu", None), ("deit-micro@gone", "a100", None),
+        ("deit-micro@gone", "cpu", 2), ("deit-micro@gone", "a100", 3),
+        ("deit-micro@prod", "cpu", 1), ("deit-micro@prod", "cpu", 2), ("deit-micro@prod", "a100", 3),
+    ]  # fmt: skip

@@ -1,0 +1,232 @@
+"""Engines of TensorRT for RTX are really built here, without a GPU; running one needs a GPU."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import SHAPE, small_chain
+
+from klas_zoo.errors import ExportError, KlasZooError, UnknownName, UsageError
+from klas_zoo.exporters import trt_library
+from klas_zoo.exporters.gpu_targets import ComputeCapability, present_capability
+from klas_zoo.exporters.plans import (
+    NOT_RUN,
+    BatchRange,
+    PlanRecord,
+    checked,
+    read_record,
+    record_path,
+    write_record,
+)
+from klas_zoo.exporters.to_onnx import export
+from klas_zoo.exporters.to_tensorrt import PlanSettings, build_plan
+from klas_zoo.exporters.trt_session import PlanSession
+from klas_zoo.files import sha256_of
+
+A100 = ComputeCapability.parse("a100")
+RTX = PlanSettings(runtime="tensorrt-rtx", capabilities=(A100,), profiles=(BatchRange(smallest=1, usual=2, largest=4),))
+VERSION = "1.7.1.116"
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("graph") / "deit.onnx"
+    export(small_chain("deit"), SHAPE, file, metadata={})
+    return file
+
+
+@pytest.fixture(scope="module")
+def built(graph: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine for compute capability 8.0."""
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'klas-zoo[tensorrt-rtx]' brings the builder")
+    engine = tmp_path_factory.mktemp("engine") / "deit.sm80.engine"
+    build_plan(graph, engine, RTX)
+    return engine
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    """A file that says of itself what a built engine does; nothing here runs it."""
+    file = tmp_path / "small.engine"
+    file.write_bytes(b"vtrt" + bytes(range(200)))
+    _describe(file)
+    return file
+
+
+def _describe(file: Path) -> PlanRecord:
+    record = PlanRecord(
+        runtime="tensorrt-rtx", runtime_version=VERSION, capabilities=("8.0", "8.6"), precision="fp16",
+        profiles=(BatchRange(smallest=1, usual=8, largest=32),), input_shape=(3, 64, 64), classes=7, weights="inside",
+        graph_sha256="0" * 64, sha256=sha256_of(file), size_bytes=file.stat().st_size,
+    )  # fmt: skip
+    write_record(file, record)
+    return record
+
+
+def test_two_builds_for_an_a100_give_the_same_bytes(built: Path, graph: Path, tmp_path: Path) -> None:
+    again = build_plan(graph, tmp_path / "again.engine", RTX)
+    assert (tmp_path / "again.engine").read_bytes() == built.read_bytes()
+    assert again == read_record(built)
+
+
+def test_a_built_engine_says_what_it_is_and_that_it_was_not_run(built: Path, graph: Path) -> None:
+    import tensorrt_rtx
+
+    found = read_record(built)
+    assert found.state == NOT_RUN == "built, not run"
+    assert found.runtime_version == tensorrt_rtx.__version__
+    assert found.capabilities == ("8.0",)
+    assert (found.input_shape, found.classes, found.weights) == (SHAPE, 7, "inside")
+    assert found.profiles == RTX.profiles
+    assert (found.graph_sha256, found.sha256) == (sha256_of(graph), sha256_of(built))
+
+
+def test_every_optimisation_profile_and_capability_is_built_in(built: Path, graph: Path, tmp_path: Path) -> None:
+    two = replace(
+        RTX,
+        profiles=(BatchRange(smallest=1, usual=1, largest=1), *RTX.profiles),
+        capabilities=(A100, ComputeCapability(8, 9)),
+    )
+    found = build_plan(graph, tmp_path / "two.engine", two)
+    assert found.profiles == two.profiles
+    assert found.capabilities == ("8.0", "8.9")
+    assert found.size_bytes > 1.3 * built.stat().st_size  # kernels of a profile are its own
+
+
+def test_a_graph_that_is_none_fails_to_parse(built: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no graph at all")
+    with pytest.raises(ExportError, match=r"broken\.onnx: tensorrt-rtx failed to parse it"):
+        build_plan(broken, tmp_path / "broken.engine", RTX)
+    assert not (tmp_path / "broken.engine").exists()
+
+
+@pytest.mark.skipif(present_capability() is not None, reason="with a GPU stripped engines can be built")
+def test_a_stripped_engine_without_a_gpu_is_refused_with_the_reason(built: Path, graph: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="can be built only on a machine with a GPU"):
+        build_plan(graph, tmp_path / "stripped.engine", replace(RTX, strip=True))
+
+
+def test_a_capability_the_library_does_not_know_is_refused(built: Path, graph: Path, tmp_path: Path) -> None:
+    hopper = replace(RTX, capabilities=(ComputeCapability.parse("h100"),))
+    with pytest.raises(UsageError, match=r"cannot build for compute capability 9\.0 here: it builds for 7\.5, 8\.0"):
+        build_plan(graph, tmp_path / "hopper.engine", hopper)
+
+
+def test_rtx_takes_no_timing_cache(built: Path, graph: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="takes no timing cache"):
+        build_plan(graph, tmp_path / "x.engine", replace(RTX, timing_cache=tmp_path / "cache"))
+
+
+@pytest.mark.skipif(present_capability() is not None, reason="this machine has a GPU")
+def test_an_engine_is_not_opened_where_there_is_no_gpu(built: Path) -> None:
+    with pytest.raises(ExportError, match=r"runs on a GPU of compute capability 8\.0; this machine has no GPU"):
+        PlanSession(built)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(present_capability() is None, reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
+def test_an_engine_for_this_gpu_computes_what_torch_computes(runtime: str, graph: Path, tmp_path: Path) -> None:
+    pytest.importorskip(runtime.replace("-", "_"))
+    file = tmp_path / "here.engine"
+    build_plan(graph, file, PlanSettings(runtime=runtime))
+    session, images = PlanSession(file), torch.randn(3, *SHAPE)
+    with torch.inference_mode():
+        expected = small_chain("deit")(images)
+    torch.testing.assert_close(session.run(images).cpu(), expected, atol=1e-4, rtol=0)
+
+
+def test_a_library_that_is_not_installed_is_named_with_the_command_that_brings_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(KlasZooError, match=r"pip install 'klas-zoo\[tensorrt\]'"):
+        trt_library.find_library("tensorrt")
+    with pytest.raises(UnknownName, match="did you mean tensorrt"):
+        trt_library.find_library("tensort")
+
+
+def test_an_engine_that_fits_library_and_gpu_is_accepted(engine: Path) -> None:
+    assert checked(engine, installed=VERSION, present=A100) == read_record(engine)
+
+
+@pytest.mark.parametrize(
+    ("installed", "present", "said"),
+    [
+        (None, "8.0", r"which is not installed: pip install 'klas-zoo\[tensorrt-rtx\]'"),
+        ("1.6.0.4", "8.0", r"by tensorrt-rtx 1\.7\.1\.116 and runs with no other version; 1\.6\.0\.4 is"),
+        (VERSION, None, "this machine has no GPU"),
+        (VERSION, "9.0", r"built for compute capability 8\.0, 8\.6; this machine's GPU has 9\.0: .*--device 9\.0"),
+    ],
+)
+def test_a_mismatch_is_explained(engine: Path, installed: str | None, present: str | None, said: str) -> None:
+    capability = ComputeCapability.parse(present) if present else None
+    with pytest.raises(ExportError, match=said):
+        checked(engine, installed=installed, present=capability)
+
+
+def test_a_flipped_bit_a_truncated_file_and_a_missing_one_are_refused(engine: Path) -> None:
+    content = bytearray(engine.read_bytes())
+    content[100] ^= 1
+    engine.write_bytes(content)
+    with pytest.raises(ExportError, match=r"small\.engine is damaged"):
+        checked(engine, installed=VERSION, present=A100)
+    engine.write_bytes(content[:50])
+    with pytest.raises(ExportError, match=r"small\.engine has 50 bytes, not 204"):
+        checked(engine, installed=VERSION, present=A100)
+    engine.unlink()
+    with pytest.raises(ExportError, match=r"There is no engine .*small\.engine"):
+        checked(engine, installed=VERSION, present=A100)
+
+
+def test_a_pickle_that_calls_itself_an_engine_is_refused(engine: Path) -> None:
+    engine.write_bytes(pickle.dumps({"weights": [1.0]}))
+    _describe(engine)
+    with pytest.raises(ExportError, match="is no engine of tensorrt-rtx: it begins with"):
+        checked(engine, installed=VERSION, present=A100)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda fields: fields.update(schema_version=2), "has schema 2, this klas-zoo knows up to 1"),
+        (lambda fields: fields.pop("capabilities"), "is damaged"),
+        (lambda fields: fields.update(runtime="tvm"), "is damaged"),
+        (lambda fields: fields.update(profiles=[{"smallest": 0, "usual": 1, "largest": 2}]), "is damaged"),
+    ],
+)
+def test_a_record_from_elsewhere_is_refused(engine: Path, change: object, said: str) -> None:
+    file = record_path(engine)
+    fields = json.loads(file.read_text())
+    change(fields)  # type: ignore[operator]
+    file.write_text(json.dumps(fields))
+    with pytest.raises(ExportError, match=said):
+        read_record(engine)
+
+
+def test_an_engine_without_a_record_is_refused(engine: Path) -> None:
+    record_path(engine).unlink()
+    with pytest.raises(ExportError, match=r"has no small\.engine\.json beside it"):
+        read_record(engine)
+
+
+@pytest.mark.parametrize("text", ["a100", "A100", "8.0", "sm80", "SM_80"])
+def test_a_gpu_is_named_by_name_or_capability(text: str) -> None:
+    assert ComputeCapability.parse(text) == ComputeCapability(8, 0) == A100
+
+
+def test_capabilities_of_two_digits_are_read() -> None:
+    assert ComputeCapability.parse("sm120") == ComputeCapability(12, 0)
+    assert ComputeCapability(12, 0).sm == "SM120"
+
+
+def test_an_unknown_gpu_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="did you mean a100"):
+        ComputeCapability.parse("a1000")

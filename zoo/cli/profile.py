@@ -1,0 +1,146 @@
+"""`klas-zoo profile`: measure, predict, export and import what routes cost on a device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from klas_zoo.cli.options import json_option, registry_option
+from klas_zoo.errors import UsageError
+
+if TYPE_CHECKING:
+    from klas_zoo.profiles.profile import Profile
+
+
+class _Batches(click.ParamType):
+    """`1,8,32`."""
+
+    name = "batches"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        try:
+            found = tuple(dict.fromkeys(int(one) for one in str(value).split(",")))
+        except ValueError:
+            found = (0,)
+        if min(found) < 1:
+            self.fail(f"'{value}' is no list of batch sizes such as 1,8,32.", param, ctx)
+        return found
+
+
+@click.group(invoke_without_command=True)
+@click.option("--family", help="A built-in family, or a TOML file of your own. Its weights are drawn at random: latency does not depend on them.")
+@click.option("--device", default="cpu", show_default=True, help="What to measure on: cpu, cuda, or the name of the GPU that is there.")
+@click.option("--runtime", type=click.Choice(["onnxruntime", "torch", "tensorrt"]), default="onnxruntime", show_default=True, help="What runs the networks.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", show_default=True, help="Of weights and activations.")
+@click.option("--batch", "batches", type=_Batches(), default="1", show_default=True, metavar="N[,N...]", help="Batch sizes; a record each.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of a CPU runtime. Default: one for each physical core.")
+@click.option("--stitches", type=click.IntRange(min=0), default=5, show_default=True, help="Stitches to measure besides the anchors; the rest is interpolated.")
+@click.option("--check", "checks", type=click.IntRange(min=0), default=0, show_default=True, help="Further stitches to measure, only to see how far the interpolation is off.")
+@click.option("--compile", "compiled", is_flag=True, help="torch.compile.")
+@click.option("--cuda-graph", "graph", is_flag=True, help="Capture each network into a CUDA graph and replay it.")
+@click.option("--as", "name", help="Name of this kind of machine, to tell it from others: fleet-xeon.")
+@click.option("--predict", is_flag=True, help="Predict by a roofline what is not here to be measured.")
+@click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Bursts in which each network is timed, in turn with the others.")
+@click.option("--min-runs", type=click.IntRange(min=1), default=100, show_default=True, help="Least runs of each network.")
+@click.option("--min-ms", type=click.FloatRange(min=0), default=1000, show_default=True, help="Least milliseconds each network is timed for.")
+@click.option("--warmup-ms", type=click.FloatRange(min=0), default=200, show_default=True, help="Milliseconds each network runs before.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of which stitches are checked.")
+@registry_option
+@json_option
+@click.pass_context
+def profile(context: click.Context, registry: Path | None, as_json: bool, family: str | None, **options: Any) -> None:
+    """Measure what a family's routes cost on a device; export and import carry it elsewhere."""
+    if context.invoked_subcommand is not None:
+        return
+    if family is None:
+        raise UsageError("Which family? For example: klas-zoo profile --family deit --device cpu.")
+    from klas_zoo.families import find_family
+    from klas_zoo.profiles.store import ProfileStore
+    from klas_zoo.registry import default_root
+
+    spec = find_family(family)
+    store = ProfileStore.of(registry or default_root())
+    found = _predicted(spec, store, options) if options["predict"] else _measured(spec, options)
+    paths = store.add(found)
+    if as_json:
+        from klas_zoo.profiles.files import to_json
+
+        click.echo(json.dumps([to_json(one) for one in found], sort_keys=True))
+        return
+    from klas_zoo.tables import profile_table, show
+
+    for one in found:
+        show(profile_table(one))
+        for warning in one.warnings:
+            click.echo(f"Noisy: {warning}", err=True)
+    for path in paths:
+        click.echo(f"Written: {path}")
+
+
+def _measured(spec: Any, options: dict[str, Any]) -> list[Profile]:
+    from klas_zoo.profiles.devices import resolve_device
+
+    device = resolve_device(options["device"])
+    from rich.console import Console
+
+    from klas_zoo.anchors import load_family
+    from klas_zoo.profiles.timing import Method
+    from klas_zoo.profiling import ProfileSettings, check_settings, profile_family
+    from klas_zoo.progress import ConsoleListener
+
+    names = ("runtime", "precision", "batches", "threads", "stitches", "checks", "compiled", "graph", "name", "seed")
+    settings = ProfileSettings(
+        **{name: options[name] for name in names},
+        method=Method(**{name: options[name] for name in ("rounds", "min_runs", "min_ms", "warmup_ms")}),
+    )
+    check_settings(settings, device.torch_device)
+    chains = load_family(spec, random_weights=True)
+    return profile_family(chains, device, settings, listener=ConsoleListener(Console(stderr=True)))
+
+
+def _predicted(spec: Any, store: Any, options: dict[str, Any]) -> list[Profile]:
+    from klas_zoo.anchors import load_family
+    from klas_zoo.predicting import predict_profiles
+    from klas_zoo.profiles.catalog import find_spec, unknown
+
+    found = find_spec(options["device"])
+    if found is None:
+        raise unknown(options["device"])
+    runtime = "torch-compiled" if options["compiled"] and options["runtime"] == "torch" else options["runtime"]
+    return predict_profiles(
+        load_family(spec, random_weights=True), found, runtime=runtime, precision=options["precision"],
+        batches=options["batches"], store=store,
+    )  # fmt: skip
+
+
+@profile.command("export")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--family", help="Only of this family.")
+@click.option("--device", help="Only of this device.")
+@click.option("--as", "name", help="Call the device so in the file.")
+@click.option("--all", "every", is_flag=True, help="Older measurements of the same things and predictions too.")
+@registry_option
+def export_profiles(file: Path, registry: Path | None, **options: Any) -> None:
+    """Write measured profiles into one FILE, to be imported elsewhere."""
+    from klas_zoo.profile_exchange import export_file
+    from klas_zoo.registry import default_root
+
+    found = export_file(registry or default_root(), file, **options)
+    click.echo(f"Written: {file}, {len(found)} profile{'s' if len(found) > 1 else ''}: {', '.join(map(str, found))}")
+
+
+@profile.command("import")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--family", help="Where the profile is of a family of your own: its TOML file.")
+@click.option("--as", "name", help="Call the device so here, as a CPU that is not this machine's has to be.")
+@registry_option
+def import_profiles(file: Path, registry: Path | None, **options: Any) -> None:
+    """Check a FILE from another machine and use its profiles from now on."""
+    from klas_zoo.profile_exchange import import_file
+    from klas_zoo.registry import default_root
+
+    for one, path in import_file(registry or default_root(), file, **options):
+        click.echo(f"{one}: {path}")

@@ -1,0 +1,157 @@
+"""Keeping a tail latency under changing load by moving along the frontier.
+
+Stepping down is quick, stepping up is slow, and a step up that had to be taken back makes the next one
+slower still: that is the hysteresis which keeps a load at the edge from flipping routes at every call.
+Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from klas_zoo.errors import UsageError
+
+Rung = tuple[str, float]
+"""A route's name and the milliseconds it takes alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControllerSettings:
+    """How a controller reacts.
+
+    Attributes:
+        percentile: of the latencies of the window that is held below the target, 0..100.
+        window: how many of the last calls are looked at.
+        least: calls on a route before it may be left, unless one alone took `panic` targets.
+        headroom: share of the target below which the next route has to be expected before a step up.
+        patience: calls on a route before a step up; doubles with every step up that was taken back,
+            up to `most_patience`, and starts anew when one has lasted.
+        panic: a call that takes so many targets makes the controller step down at once.
+    """
+
+    percentile: float = 99.0
+    window: int = 100
+    least: int = 10
+    headroom: float = 0.85
+    patience: int = 50
+    most_patience: int = 1600
+    panic: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControllerCounters:
+    """What a controller did so far. `now_ms` is the percentile of the window, NaN before the first call."""
+
+    route: str
+    calls: int
+    over_target: int
+    steps_up: int
+    steps_down: int
+    taken_back: int
+    patience: int
+    now_ms: float
+    calls_of: dict[str, int]
+    last_step: str
+
+
+class Controller:
+    """Chooses the route of the next call from how long the last ones took. Safe to use from many threads.
+
+    Args:
+        ladder: routes from fast to slow, each more accurate than the one before, with their latency alone.
+        target_ms: what the percentile of all latencies, waiting included, shall not exceed.
+
+    Raises:
+        UsageError: there is no route, they are not sorted, or the target is no latency.
+    """
+
+    def __init__(
+        self, ladder: Sequence[Rung], target_ms: float, settings: ControllerSettings | None = None
+    ) -> None:
+        self.settings = settings or ControllerSettings()
+        self.ladder, self.target_ms = tuple(ladder), target_ms
+        costs = [cost for _, cost in self.ladder]
+        if not costs or costs != sorted(costs) or not all(0 < cost < math.inf for cost in costs):
+            raise UsageError("A controller needs routes from fast to slow, each with a latency above zero.")
+        if not 0 < target_ms < math.inf:
+            raise UsageError(f"A target of {target_ms} ms is no latency: it has to be finite and above zero.")
+        # the slowest that would keep the target on an idle machine
+        self._at = max([k for k, cost in enumerate(costs) if cost <= self.settings.headroom * target_ms], default=0)
+        self._lock = threading.Lock()
+        self._recent: deque[float] = deque(maxlen=self.settings.window)
+        self._on_rung = 0
+        self._patience = self.settings.patience
+        self._climbed = False
+        self._calls = self._over = self._up = self._down = self._back = 0
+        self._calls_of = dict.fromkeys((name for name, _ in self.ladder), 0)
+        self._last_step = ""
+
+    @property
+    def route(self) -> str:
+        """Of the next call."""
+        return self.ladder[self._at][0]
+
+    def observe(self, route: str, latency_ms: float) -> None:
+        """Tells how long a call took from its arrival to its answer, waiting included."""
+        with self._lock:
+            self._calls += 1
+            self._calls_of[route] += 1
+            self._over += latency_ms > self.target_ms
+            if route != self.route:
+                return  # it began before the last step: it says nothing of this route
+            self._recent.append(latency_ms)
+            self._on_rung += 1
+            self._decide(latency_ms)
+
+    def counters(self) -> ControllerCounters:
+        with self._lock:
+            return ControllerCounters(
+                route=self.route, calls=self._calls, over_target=self._over, steps_up=self._up,
+                steps_down=self._down, taken_back=self._back, patience=self._patience, now_ms=self._now(),
+                calls_of=dict(self._calls_of), last_step=self._last_step,
+            )  # fmt: skip
+
+    def _decide(self, latency_ms: float) -> None:
+        now, panic = self._now(), latency_ms > self.settings.panic * self.target_ms
+        if self._climbed and self._on_rung >= 2 * self._patience:
+            self._climbed, self._patience = False, self.settings.patience  # the last step up has lasted
+        if self._at > 0 and (panic or (self._on_rung >= self.settings.least and now > self.target_ms)):
+            self._step_down(max(now, latency_ms) if panic else now)
+        elif self._at + 1 < len(self.ladder) and self._on_rung >= self._patience:
+            expected = now * self._cost(self._at + 1) / self._cost(self._at)
+            if expected <= self.settings.headroom * self.target_ms:
+                self._step_to(self._at + 1, f"{now:.3g} ms leave room for {expected:.3g} ms")
+                self._up += 1
+                self._climbed = True
+
+    def _step_down(self, now: float) -> None:
+        if self._climbed:
+            self._back += 1
+            self._patience = min(2 * self._patience, self.settings.most_patience)
+        self._climbed = False
+        # as far as the excess asks for, at least one
+        wanted = self._cost(self._at) * self.target_ms / now
+        fitting = [k for k in range(self._at) if self._cost(k) <= wanted]
+        self._step_to(max(fitting, default=0), f"{now:.3g} ms are over {self.target_ms:.3g} ms")
+        self._down += 1
+
+    def _step_to(self, at: int, why: str) -> None:
+        self._last_step = f"{self.route} → {self.ladder[at][0]}: {why}"
+        self._at = at
+        self._recent.clear()
+        self._on_rung = 0
+
+    def _cost(self, at: int) -> float:
+        return self.ladder[at][1]
+
+    def _now(self) -> float:
+        """The percentile of the window, ms: the nearest rank, so that one value of ten is the p99 of ten."""
+        if not self._recent:
+            return math.nan
+        ordered = sorted(self._recent)
+        rank = math.ceil(self.settings.percentile / 100 * len(ordered))
+        return ordered[max(0, rank - 1)]
