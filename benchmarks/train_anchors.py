@@ -7,8 +7,9 @@ All three learn in one loop from the labels of the same augmented batches. With 
 default, every step also draws N stitches of each two neighbours, whose stitching layers learn along, and adds
 their losses: what remains after these layers are thrown away is a family whose blocks have met each other's
 features, as the members of a supernet do (Yu et al. 2019, "Slimmable Neural Networks", arXiv:1812.08928).
-Only stitches (i, i) are drawn: with all candidates every layer would learn too seldom. With `--stitches 0` the three know nothing of each other. `--distillation` adds the base network's current answers
-as a teacher (Zhang et al. 2018, "Deep Mutual Learning", arXiv:1706.00384, in one direction).
+Only stitches (i, i) are drawn: with all candidates every layer would learn too seldom. With `--stitches 0` the
+three know nothing of each other. `--distillation` adds the base network's current answers as a teacher
+(Zhang et al. 2018, "Deep Mutual Learning", arXiv:1706.00384, in one direction).
 
 Matrices of the blocks are updated by Muon, everything else by AdamW, both on a one-cycle schedule; bf16
 autocast. The training images that ship as the sample are left out, so that a build sees them as new. A
