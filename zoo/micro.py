@@ -23,7 +23,7 @@ from torch import nn
 
 DEPTH = 8
 GRID = 4  # the stem leaves 4×4 tokens of a 32×32 image
-HEAD_DIM = 8
+HEAD_DIM = 20
 
 
 class ConvStem(nn.Module):
@@ -119,20 +119,20 @@ def _build_deit(
 
 @register_model
 def deit_micro_tiny(pretrained: bool = False, **kwargs: object) -> VisionTransformer:
-    """Width 16, the cheapest anchor."""
-    return _build_deit("deit_micro_tiny", (8, 14, 24), 16, pretrained, **kwargs)
+    """Width 20, the cheapest anchor."""
+    return _build_deit("deit_micro_tiny", (8, 12, 18), 20, pretrained, **kwargs)
 
 
 @register_model
 def deit_micro_small(pretrained: bool = False, **kwargs: object) -> VisionTransformer:
     """Width 40."""
-    return _build_deit("deit_micro_small", (8, 16, 32), 40, pretrained, **kwargs)
+    return _build_deit("deit_micro_small", (12, 24, 36), 40, pretrained, **kwargs)
 
 
 @register_model
 def deit_micro_base(pretrained: bool = False, **kwargs: object) -> VisionTransformer:
-    """Width 72, the dearest anchor."""
-    return _build_deit("deit_micro_base", (10, 20, 40), 72, pretrained, **kwargs)
+    """Width 80, the dearest anchor."""
+    return _build_deit("deit_micro_base", (20, 40, 64), 80, pretrained, **kwargs)
 
 
 def _build_resnet(variant: str, width: int, pretrained: bool, **overrides: Any) -> ResNet:
