@@ -67,7 +67,8 @@ def command(toy: Path, registry: Path, *more: object) -> list[str]:
 @pytest.fixture(scope="module")
 def built(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     registry = tmp_path_factory.mktemp("registry")
-    result = CliRunner().invoke(main, [*command(toy, registry), "--json"], catch_exceptions=False)
+    more = ("--json", "--log-json", str(registry / "log.json"))
+    result = CliRunner().invoke(main, [*command(toy, registry), *more], catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
     return registry, json.loads(result.stdout)
 
@@ -124,6 +125,130 @@ def test_the_same_seed_gives_the_same_engines(built: tuple[Path, dict], toy: Pat
     again = json.loads(result.stdout)
     assert again["selection"] == first["selection"]
     assert [r["top1"] for r in again["routes"]] == [r["top1"] for r in first["routes"]]
+
+
+STAGES = [
+    *("probes", "similarity", "initialise", "evaluate untuned", "tune", "evaluate tuned"),
+    *("export and verify", "latency", "register", "keep weights"),
+]
+
+
+def test_the_same_command_again_does_nothing_anew(built: tuple[Path, dict], toy: Path) -> None:
+    registry, first = built
+    before = Registry.open(registry, create=False).engines()
+    result = CliRunner().invoke(main, [*command(toy, registry), "--json"], catch_exceptions=False)
+    again = json.loads(result.stdout)
+    assert again["build_id"] == first["build_id"]
+    assert again["routes"] == first["routes"]
+    assert again["seconds"] == first["seconds"]
+    assert Registry.open(registry, create=False).engines() == before
+    assert all(f"{name:17} kept from before" in result.stderr for name in STAGES)
+
+
+@pytest.mark.parametrize(
+    ("change", "first_to_do"),
+    [
+        ([], None),
+        (["--workers", "2"], None),
+        (["--latency-batch", "2"], "latency"),
+        (["--threads", "2"], "export and verify"),
+        (["--tune-steps", "4"], "tune"),
+        (["--init-images", "8"], "initialise"),
+        (["--probe-epochs", "2"], "probes"),
+        (["--redo", "evaluate tuned"], "evaluate tuned"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_dry_run_tells_what_a_changed_setting_redoes(
+    change: list[str], first_to_do: str | None, built: tuple[Path, dict], toy: Path
+) -> None:
+    arguments = [*command(toy, built[0], "--dry-run", "--json"), *change]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    found = {one["stage"]: one["status"] for one in json.loads(result.stdout)}
+    kept = STAGES[: STAGES.index(first_to_do)] if first_to_do else STAGES
+    assert list(found) == STAGES
+    assert [name for name, status in found.items() if status == "kept"] == kept
+
+
+def test_show_tells_where_an_engine_came_from(built: tuple[Path, dict], toy: Path) -> None:
+    registry, report = built
+    engine = Registry.open(registry, create=False).engines()[0]
+    for asked in (str(engine.route), str(engine.path)):
+        result = CliRunner().invoke(main, ["show", asked, "--registry", str(registry), "--json"])
+        (shown,) = json.loads(result.stdout)
+        assert shown["engine"]["sha256"] == engine.sha256
+        manifest = shown["build"]["manifest"]
+        assert manifest["anchors"].keys() == {"cheap", "dear"}
+        assert manifest["data"]["fingerprint"] == report["data_fingerprint"]
+        assert [one["stage"] for one in manifest["stages"]] == STAGES[:-2]
+        assert all(one["seconds"] >= 0 and one["key"] for one in manifest["stages"])
+    text = CliRunner().invoke(main, ["show", str(engine.route), "--registry", str(registry)]).stdout
+    for part in (engine.sha256, report["build"]["command"], "seeds", "stage        tune", "RANDOM WEIGHTS"):
+        assert part in text
+    result = CliRunner().invoke(main, ["show", "cheep", "--registry", str(registry)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "did you mean cheap?" in result.stderr
+
+
+def test_the_manifest_lies_beside_the_report_with_all_stages(built: tuple[Path, dict]) -> None:
+    registry, report = built
+    (file,) = (registry / "reports").glob("*/manifest.json")
+    manifest = json.loads(file.read_text())
+    assert [one["stage"] for one in manifest["stages"]] == STAGES
+    assert manifest["build"]["versions"] == report["build"]["versions"]
+    assert manifest["seeds"] == {"build": 0, "selection": 0, "tuning": 0}
+
+
+def test_the_log_tells_every_pass_in_order(built: tuple[Path, dict]) -> None:
+    events = [json.loads(line) for line in (built[0] / "log.json").read_text().splitlines()]
+    assert [one["stage"] for one in events if one["event"] == "finished"] == STAGES[:-1]
+    assert any(one["event"] == "scalars" and {"loss", "rate"} <= one.keys() for one in events)
+
+
+def wait_for(file: Path, text: str, child: subprocess.Popen) -> None:
+    for _ in range(1_200):
+        if file.is_file() and text in file.read_text():
+            return
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.1)
+    raise AssertionError(f"no {text} in {file}")
+
+
+def test_a_build_told_to_stop_puts_tuning_away_and_goes_on(toy: Path, tmp_path: Path) -> None:
+    arguments = command(toy, tmp_path, "--tune-steps", "100000")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "klas_zoo", *arguments, "--log-json", str(tmp_path / "log.json")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(tmp_path / "log.json", '"scalars"', child)
+    child.send_signal(signal.SIGTERM)
+    out, error = child.communicate(timeout=120)
+    assert (child.returncode, out) == (143, "")
+    assert "Stopped by SIGTERM at step " in error and "run the same command again" in error
+    assert "Traceback" not in error
+    assert list((tmp_path / "cache" / "tune").glob("*.unfinished/checkpoint.pt"))
+    result = CliRunner().invoke(main, [*arguments, "--dry-run"], catch_exceptions=False)
+    assert any(line.split()[:3] == ["tune", "goes", "on"] for line in result.stdout.splitlines())
+
+
+def test_two_processes_build_what_one_does(toy: Path, tmp_path: Path) -> None:
+    """The same build by one process takes what two have done for its own."""
+    arguments = command(toy, tmp_path, "--tune-precision", "fp32")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    start = [sys.executable, "-m", "klas_zoo"]
+    done = subprocess.run([*start, *arguments, "--nproc", "2"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr
+    assert Registry.open(tmp_path, create=False).engines()
+    result = CliRunner().invoke(main, [*arguments, "--dry-run", "--json"], catch_exceptions=False)
+    assert {one["status"] for one in json.loads(result.stdout)} == {"kept"}
+    # what cannot be shared out is one sentence, however many processes find out
+    bad = subprocess.run(
+        [*start, *arguments, "--nproc", "2", "--tune-batch", "7"], capture_output=True, text=True, env=environment
+    )
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.count("Error: A batch of 7 images cannot be") == 1
+    assert "Traceback" not in bad.stderr
 
 
 def test_without_tuning_accuracy_stays_as_it_was(toy: Path, tmp_path: Path) -> None:

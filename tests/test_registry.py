@@ -396,15 +396,15 @@ def test_a_full_disk_while_the_database_grows_keeps_the_build_before(
     registry: Registry, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry.register(made_up.build(), [made_up.new_engine(work / "a", "old")])
-    connect = database.connect
+    attach = database._attach
 
-    def connect_to_a_full_disk(file: Path, *, timeout_s: float = 1) -> sqlite3.Connection:
-        connection = connect(file, timeout_s=timeout_s)
+    def attach_on_a_full_disk(file: Path, how: str, timeout_s: float) -> sqlite3.Connection:
+        connection = attach(file, how, timeout_s)
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages}")
         return connection
 
-    monkeypatch.setattr(database, "connect", connect_to_a_full_disk)
+    monkeypatch.setattr(database, "_attach", attach_on_a_full_disk)
     with pytest.raises(RegistryError, match=r"database or disk is full\. Free some space"):
         registry.register(made_up.build(command="x" * 100_000), [made_up.new_engine(work / "b", "new")])
     assert names_of(registry) == ["old"]
@@ -720,8 +720,8 @@ def test_a_reader_sees_one_moment_though_a_build_commits_meanwhile(
 def test_a_database_that_stays_locked_is_one_sentence(
     registry: Registry, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect = database.connect
-    monkeypatch.setattr(database, "connect", lambda file, timeout_s=0: connect(file, timeout_s=0.05))
+    attach = database._attach
+    monkeypatch.setattr(database, "_attach", lambda file, how, timeout_s: attach(file, how, 0.05))
     with closing(database.connect(registry.root / "registry.sqlite")) as connection:
         connection.execute("BEGIN IMMEDIATE")
         with pytest.raises(RegistryError, match=r"database is locked\. Another process is writing to it"):

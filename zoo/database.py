@@ -7,6 +7,7 @@ memory that is upgraded there. Writing upgrades the file first, in one transacti
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -95,7 +96,8 @@ def reading(database: Path) -> Iterator[sqlite3.Connection]:
 @contextmanager
 def transaction(database: Path, *, timeout_s: float = 60) -> Iterator[sqlite3.Connection]:
     """A connection that alone may write, at this version's schema; commits at the end, or changes nothing."""
-    with closing(connect(database, timeout_s=timeout_s)) as connection:
+    # never the connection that only reads: it would say "readonly" of a disk that is full
+    with closing(_attach(database, "mode=rw", timeout_s)) as connection:
         if version_of(connection) < SCHEMA_VERSION:
             upgrade(connection)
         connection.execute("BEGIN IMMEDIATE")
@@ -159,11 +161,19 @@ def in_one_sentence(root: Path, done: str) -> Iterator[None]:
             raise DamagedRegistry(
                 f"The registry {root} is damaged ({error}): move it away and run klas-zoo build again."
             ) from error
-        raise RegistryError(f"The registry {root} cannot be {done}: {error}.{_advice(str(error))}") from error
+        what = str(error)
+        if "disk I/O error" in what and _is_full(root):
+            what += ", as the disk is full"  # it could not make the index of its log
+        raise RegistryError(f"The registry {root} cannot be {done}: {what}.{_advice(what)}") from error
     except OSError as error:
         what = error.strerror or type(error).__name__
         where = f" ({error.filename})" if error.filename else ""
         raise RegistryError(f"The registry {root} cannot be {done}: {what}{where}.{_advice(what)}") from error
+
+
+def _is_full(root: Path) -> bool:
+    """Whether there is not even room for the index of SQLite's log, 32 kB."""
+    return root.is_dir() and shutil.disk_usage(root).free < 2**16
 
 
 def _advice(message: str) -> str:

@@ -20,6 +20,7 @@
     ├── RegistryError           the registry cannot be read or written
     │   ├── NewerRegistry       it was made by a newer klas-zoo
     │   └── DamagedRegistry     a file does not hold what the registry says
+    ├── RemoteError             a place that packages are pushed to or pulled from cannot be used
     ├── NothingFits             no engine is within every limit of a pick
     └── Interrupted             SIGTERM or Ctrl-C; exit 128 + the signal's number
 
@@ -136,6 +137,10 @@ class NewerRegistry(RegistryError):
 
 class DamagedRegistry(RegistryError):
     """A file of the registry does not hold what the registry says."""
+
+
+class RemoteError(KlasZooError):
+    """A place that packages are pushed to or pulled from cannot be used, or does not hold what was pushed."""
 
 
 class NothingFits(KlasZooError):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from klas_zoo.errors import UsageError
 from klas_zoo.pipeline import Advance, Listener
@@ -68,9 +68,9 @@ class JsonLog:
     """
 
     def __init__(
-        self, stream: TextIO, *, every_s: float = 1, clock: Callable[[], float] = time.monotonic
+        self, write: Callable[[str], object], *, every_s: float = 1, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._stream, self._every_s, self._clock = stream, every_s, clock
+        self._write, self._every_s, self._clock = write, every_s, clock
         self._last: dict[str, float] = {}
 
     @classmethod
@@ -81,12 +81,19 @@ class JsonLog:
             UsageError: the file cannot be written.
         """
         if place == "-":
-            return cls(sys.stderr)
+            return cls(sys.stderr.write)
+        file = Path(place)
+
+        def append(line: str) -> None:
+            with file.open("a", encoding="utf-8") as log:
+                log.write(line)
+
         try:
-            Path(place).parent.mkdir(parents=True, exist_ok=True)
-            return cls(open(place, "a", encoding="utf-8"))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            append("")
         except OSError as error:
             raise UsageError(f"--log-json {place} cannot be written: {error.strerror}.") from error
+        return cls(append)
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
@@ -118,8 +125,7 @@ class JsonLog:
 
     def _tell(self, event: str, **facts: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._stream.write(json.dumps({"time": now, "event": event, **facts}) + "\n")
-        self._stream.flush()
+        self._write(json.dumps({"time": now, "event": event, **facts}) + "\n")
 
     def _due(self, what: str) -> bool:
         now = self._clock()

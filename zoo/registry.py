@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +121,7 @@ class Registry:
         """
         _check(build, engines)
         with self.changing_files(), database.in_one_sentence(self.root, "written"):
-            stored = [self._store(engine.file) for engine in engines]
+            stored = self._store(engine.file for engine in engines)
             with database.transaction(self.database_path) as connection:
                 connection.execute(
                     "UPDATE builds SET current = 0 WHERE family = :family AND device = :device AND current",
@@ -233,16 +233,28 @@ class Registry:
                 # a forked worker that lives on has the lock too: closing alone would not free it
                 fcntl.flock(lock, fcntl.LOCK_UN)
 
-    def _store(self, file: Path) -> dict[str, str | int]:
-        """Copies a file into the store, or finds it there; its `sha256` and its `size_bytes`."""
-        sha256 = sha256_of(file)
-        target = self.path_of(sha256)
-        if not target.is_file() or sha256_of(target) != sha256:
-            with replacing(target) as temporary:
-                shutil.copyfile(file, temporary)
-                if sha256_of(temporary) != sha256:
-                    raise RegistryError(f"{file} changed while it was copied to {self.root}: build again.")
-        return {"sha256": sha256, "size_bytes": target.stat().st_size}
+    def _store(self, files: Iterable[Path]) -> list[dict[str, str | int]]:
+        """Copies files into the store, or finds them there; of each its `sha256` and its `size_bytes`."""
+        stored, new = [], []
+        try:
+            for file in files:
+                sha256 = sha256_of(file)
+                target = self.path_of(sha256)
+                if not target.is_file() or sha256_of(target) != sha256:
+                    new += [] if target.exists() else [target]
+                    self._copy(file, target, sha256)
+                stored.append({"sha256": sha256, "size_bytes": target.stat().st_size})
+        except BaseException:
+            for target in new:  # the lock is held and nothing refers to them: on a full disk, give the space back
+                target.unlink(missing_ok=True)
+            raise
+        return stored
+
+    def _copy(self, file: Path, target: Path, sha256: str) -> None:
+        with replacing(target) as temporary:
+            shutil.copyfile(file, temporary)
+            if sha256_of(temporary) != sha256:
+                raise RegistryError(f"{file} changed while it was copied to {self.root}: build again.")
 
 
 def _check(build: BuildRecord, engines: Sequence[NewEngine]) -> None:

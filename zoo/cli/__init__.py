@@ -22,6 +22,7 @@ from klas_zoo.cli.pick import pick
 from klas_zoo.cli.profile import profile
 from klas_zoo.cli.registry import registry
 from klas_zoo.cli.routes import routes
+from klas_zoo.cli.sharing import pull, push
 from klas_zoo.cli.show import show
 from klas_zoo.cli.verify import verify
 from klas_zoo.errors import Interrupted, KlasZooError
@@ -39,7 +40,7 @@ class _Commands(click.Group):
         except KlasZooError as error:
             if int(os.environ.get("RANK", "0")) > 0:
                 # what the first process of a team met too, that one tells; then torchrun ends this one
-                time.sleep(2)
+                time.sleep(10)
             click.echo(str(error) if isinstance(error, Interrupted) else f"Error: {error}", err=True)
             context.exit(error.exit_code)
         except OSError as error:
@@ -64,6 +65,8 @@ for command in (
     families,
     list_engines,
     pick,
+    pull,
+    push,
     profile,
     registry,
     routes,

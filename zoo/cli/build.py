@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--family", required=True, help="A built-in family (klas-zoo families), or a TOML file of your own.")
 @click.option("--device", default="cpu", show_default=True, help="What the engines are made for and timed on.")
-@click.option("--data", type=click.Path(path_type=Path), help="Image folder (train/ and val/), or CIFAR-10. Default: the family's sample.")
+@click.option("--data", type=click.Path(path_type=Path), help="Image folder (train/ and val/), CIFAR-10, shards, Parquet files or hf:owner/name (docs/builds.md). Default: the family's sample.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Folder with a checkpoint for every anchor.")
 @click.option("--random-weights", is_flag=True, help="Go without weights; accuracies mean nothing.")
 @click.option("--preset", type=click.Choice(["quick", "paper"]), help="Settings of tuning. Default: the family's.")
