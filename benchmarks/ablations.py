@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from itertools import combinations_with_replacement
+from itertools import product
 from typing import Any, NamedTuple
 
 import compare_selectors as benchmark
@@ -75,7 +75,7 @@ def _answers(chain: Chain, probes: torch.nn.Module, heldout: list[Batch]) -> Ten
 def similarities(logs: LogProbabilities, *, temperature: float = 1.0, direction: str = DIRECTIONS[0]) -> Similarities:
     """Θ as klas_zoo measures it, or of other temperatures or in another direction, from the same answers."""
     logs = {name: (log / temperature).log_softmax(-1) for name, log in logs.items()}
-    forward = {(f, g): divergence(logs[f], logs[g]) for f, g in combinations_with_replacement(logs, 2)}
+    forward = {(f, g): divergence(logs[f], logs[g]) for f, g in product(logs, repeat=2)}
     backward = {(f, g): divergence(logs[g], logs[f]).T for f, g in forward}
     tables = {
         DIRECTIONS[0]: forward,
