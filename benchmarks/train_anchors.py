@@ -1,15 +1,17 @@
 """Trains the three anchors of `deit-micro` or `resnet-micro` on CIFAR-10, from scratch, on a CPU.
 
     python benchmarks/train_anchors.py --data data/cifar10 --family deit-micro --out data/deit-micro
-    python benchmarks/train_anchors.py --data data/cifar10 --family resnet-micro --out data/resnet-micro --stitches 0
+    python benchmarks/train_anchors.py --data data/cifar10 --family resnet-micro --out data/resnet-micro --hints 0
 
-All three learn in one loop from the labels of the same augmented batches. With `--stitches` N above 0, the
-default, every step also draws N stitches of each two neighbours, whose stitching layers learn along, and adds
-their losses: what remains after these layers are thrown away is a family whose blocks have met each other's
-features, as the members of a supernet do (Yu et al. 2019, "Slimmable Neural Networks", arXiv:1812.08928).
-Only stitches (i, i) are drawn: with all candidates every layer would learn too seldom. With `--stitches 0` the
-three know nothing of each other. `--distillation` adds the base network's current answers as a teacher
-(Zhang et al. 2018, "Deep Mutual Learning", arXiv:1706.00384, in one direction).
+All three learn in one loop from the labels of the same augmented batches. With `--hints` above 0, the
+default, the two cheaper networks also learn features: after the stem and every block a linear map of their
+own is drawn to those of the next dearer anchor (Romero et al. 2015, "FitNets", arXiv:1412.6550). With
+`--stitches` N above 0 every step also draws N stitches (i, i) of each two neighbours, whose stitching layers
+learn along, and adds their losses (as the members of a supernet learn: Yu et al. 2019, "Slimmable Neural
+Networks", arXiv:1812.08928). The maps and these layers are thrown away; what they leave is a family whose
+blocks know each other's features. With both at 0 the three know nothing of each other. `--distillation` adds
+the base network's current answers as a teacher (Zhang et al. 2018, "Deep Mutual Learning", arXiv:1706.00384,
+in one direction).
 
 Matrices of the blocks are updated by Muon, everything else by AdamW, both on a one-cycle schedule; bf16
 autocast. The training images that ship as the sample are left out, so that a build sees them as new. A
@@ -116,6 +118,14 @@ def split_parameters(model: torch.nn.Module) -> tuple[list, list, list]:
     return matrices, weights, rest
 
 
+def make_hints(chains: dict[str, Chain]) -> torch.nn.ModuleList:
+    """For every anchor but the dearest one linear map per position to the next dearer one's width."""
+    return torch.nn.ModuleList(
+        torch.nn.ModuleList(torch.nn.Linear(low.width(k), high.width(k)) for k in range(low.depth + 1))
+        for low, high in itertools.pairwise(chains.values())
+    )
+
+
 def make_supernet(chains: dict[str, Chain]) -> tuple[Supernet, list[list[Route]]]:
     """The anchors with a stitching layer for every (i, i) between two neighbours; these stitches by pair."""
     cost_of = route_costs(Family.of("anchors", chains, {}))
@@ -126,12 +136,12 @@ def make_supernet(chains: dict[str, Chain]) -> tuple[Supernet, list[list[Route]]
     return Supernet(chains, itertools.chain.from_iterable(by_pair)), by_pair
 
 
-def make_optimisers(models, stitches, arguments) -> list[torch.optim.Optimizer]:
+def make_optimisers(models, helpers, arguments) -> list[torch.optim.Optimizer]:
     kinds = zip(*map(split_parameters, models), strict=True)
     matrices, weights, rest = ([p for part in parts for p in part] for parts in kinds)
     adam = torch.optim.AdamW(
         [
-            {"params": [*weights, *stitches.parameters()], "weight_decay": arguments.weight_decay},
+            {"params": [*weights, *helpers.parameters()], "weight_decay": arguments.weight_decay},
             {"params": rest, "weight_decay": 0.0},
         ],
         lr=arguments.lr, betas=(0.9, 0.99),
@@ -155,11 +165,11 @@ def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor)
     return 100 * hits / len(labels)
 
 
-def losses(supernet: Supernet, routes: list[Route], images, labels, arguments) -> torch.Tensor:
+def losses(supernet: Supernet, hints, routes: list[Route], images, labels, arguments) -> torch.Tensor:
     """Cross-entropy of every anchor and of the drawn stitches, whose first blocks are the anchors' own pass.
 
-    Each pair's stitches count together as much as one anchor. The cheaper anchors also learn from the dearest
-    one's answer.
+    Each pair's stitches count together as much as one anchor. The cheaper anchors also learn from hints, and
+    from the dearest one's answer.
     """
     with torch.autocast("cpu", torch.bfloat16):
         walks = {name: list(chain.walk(images)) for name, chain in named_chains(supernet)}
@@ -175,7 +185,17 @@ def losses(supernet: Supernet, routes: list[Route], images, labels, arguments) -
     for answer in logits[:-1]:
         divergence = F.kl_div(F.log_softmax(answer, 1), target, log_target=True, reduction="batchmean")
         total = total + arguments.distillation * divergence
+    if arguments.hints:
+        for maps, (low, high) in zip(hints, itertools.pairwise(walks.values()), strict=True):
+            left = [unexplained(m(x.float()), y.detach().float()) for m, x, y in zip(maps, low, high, strict=True)]
+            total = total + arguments.hints * torch.stack(left).mean()
     return total
+
+
+def unexplained(guess: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Share of the variance of features (B, N, D) that a guess of them leaves, about 0..1."""
+    centred = features - features.mean((0, 1))
+    return (guess - features).square().mean() / centred.square().mean()
 
 
 def named_chains(supernet: Supernet) -> list[tuple[str, Chain]]:
@@ -210,7 +230,8 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--smoothing", type=float, default=0.1)
     parser.add_argument("--distillation", type=float, default=0.0, help="weight of the base network's answers")
-    parser.add_argument("--stitches", type=int, default=1, help="of each two neighbours, drawn at every step")
+    parser.add_argument("--hints", type=float, default=1.0, help="weight of the features' part of the loss")
+    parser.add_argument("--stitches", type=int, default=0, help="of each two neighbours, drawn at every step")
     parser.add_argument("--cutout", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="use only so many training images")
@@ -225,8 +246,10 @@ def main() -> None:
     names = [f"{arguments.family.replace('-', '_')}_{size}" for size in SIZES]
     models = [timm.create_model(name).to(memory_format=torch.channels_last) for name in names]
     chains = {size: to_chain(model, (3, 32, 32)) for size, model in zip(SIZES, models, strict=True)}
+    hints = make_hints(chains)
     supernet, by_pair = make_supernet(chains)
-    optimisers = make_optimisers(models, supernet.stitches, arguments)
+    helpers = torch.nn.ModuleList([hints, supernet.stitches])
+    optimisers = make_optimisers(models, helpers, arguments)
     steps_per_epoch = len(images) // arguments.batch
     total = steps_per_epoch * arguments.epochs
     warm = max(1, total // 20)
@@ -243,7 +266,7 @@ def main() -> None:
     checkpoint = arguments.out / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        for thing, saved in zip((*models, supernet.stitches, *optimisers, *schedulers), state["parts"], strict=True):
+        for thing, saved in zip((*models, helpers, *optimisers, *schedulers), state["parts"], strict=True):
             thing.load_state_dict(saved)
         generator.set_state(state["generator"])
         draw.setstate((state["draw"][0], tuple(state["draw"][1]), state["draw"][2]))
@@ -257,7 +280,7 @@ def main() -> None:
         for chosen in order[: steps_per_epoch * arguments.batch].split(arguments.batch):
             augmented = augment(images[chosen], generator, arguments.cutout)
             routes = [route for pair in by_pair for route in draw.sample(pair, arguments.stitches)]
-            loss = losses(supernet, routes, augmented, labels[chosen], arguments)
+            loss = losses(supernet, hints, routes, augmented, labels[chosen], arguments)
             loss.backward()
             for optimiser, scheduler in zip(optimisers, schedulers, strict=True):
                 optimiser.step()
@@ -273,7 +296,7 @@ def main() -> None:
         history.append(row)
         print(json.dumps(row), flush=True)
         state = {
-            "parts": [t.state_dict() for t in (*models, supernet.stitches, *optimisers, *schedulers)],
+            "parts": [t.state_dict() for t in (*models, helpers, *optimisers, *schedulers)],
             "generator": generator.get_state(),
             "draw": draw.getstate(),
             "history": history,
@@ -292,7 +315,7 @@ def main() -> None:
         print(name, report[name], flush=True)
     record = {
         "anchors": report,
-        "stitches": stitched_accuracy(supernet, by_pair, test_images, test_labels),
+        "stitches": stitched_accuracy(supernet, by_pair, test_images, test_labels) if arguments.stitches else [],
         "settings": {k: v for k, v in vars(arguments).items() if k not in ("data", "out")},
         "history": history,
         "hours": sum(row["seconds"] for row in history) / 3600,
