@@ -22,13 +22,14 @@ from klas_zoo.cache import Cache
 from klas_zoo.costs import route_costs
 from klas_zoo.data import Data
 from klas_zoo.energy import meter
-from klas_zoo.engine_stages import Export, Judge, Keep, Register, Results, Time, TimeAnchors
+from klas_zoo.engine_stages import Export, Judge, Keep, PredictAnchors, Register, Results, Time, TimeAnchors
 from klas_zoo.engines import RouteResult
 from klas_zoo.manifest import manifest
 from klas_zoo.pipeline import Listener, Outcome, Runner, StageRecord
 from klas_zoo.profiles.devices import Device
 from klas_zoo.records import BuildRecord
 from klas_zoo.registry import Registry
+from klas_zoo.route_costs import PredictedCosts
 from klas_zoo.routes import Seam
 from klas_zoo.selection import Selection
 from klas_zoo.selection.measurements import Measurements
@@ -55,6 +56,7 @@ class BuildResult:
     build_id: int
     stages: tuple[StageRecord, ...]
     peak_memory_bytes: int
+    costs: PredictedCosts | None = None
 
     @property
     def anchors(self) -> tuple[RouteResult, ...]:
@@ -91,6 +93,7 @@ def build(
     device: Device,
     registry: Registry,
     listener: Listener,
+    costs: PredictedCosts | None = None,
     team: Team = ALONE,
     signals: Signals | None = None,
     redo: str | None = None,
@@ -98,6 +101,7 @@ def build(
     """Stitches a family for a device and registers its engines. The family's weights are tuned in place.
 
     Args:
+        costs: predicted latencies on the device, for the frontier and for selectors that go by latency.
         team: the processes that do it together, each of which calls this; only the first gets the result.
         redo: the name of a stage whose kept result, and that of all after it, is thrown away first.
 
@@ -106,7 +110,7 @@ def build(
         KlasZooError: any other of its kinds; the registry stays as it was.
     """
     started = _now()
-    ground = _ground(family, data, settings, device, team, signals or Signals())
+    ground = _ground(family, data, settings, device, team, signals or Signals(), costs)
     cache = Cache(registry.root / "cache")
     runner = Runner(cache, listener, team=team, redo=redo, meter=meter(device.torch_device))
 
@@ -125,7 +129,7 @@ def build(
     return BuildResult(
         family=family, data=data, settings=ground.settings, measurements=line.measurements,
         selection=line.selection.value, unexplained=line.stitched.value.unexplained,
-        results=tuple(line.timed.value), record=registry.build(build_id), build_id=build_id,
+        results=tuple(line.timed.value), costs=costs, record=registry.build(build_id), build_id=build_id,
         stages=tuple(runner.records), peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )  # fmt: skip
 
@@ -138,6 +142,7 @@ def plan(
     device: Device,
     registry: Registry,
     listener: Listener,
+    costs: PredictedCosts | None = None,
     redo: str | None = None,
 ) -> list[StageRecord]:
     """What `build` would do: every stage, with its key where that is known, and whether its result is kept.
@@ -145,19 +150,21 @@ def plan(
     Raises:
         KlasZooError: the build would refuse before its first stage.
     """
-    ground = _ground(family, data, settings, device, ALONE, Signals())
+    ground = _ground(family, data, settings, device, ALONE, Signals(), costs)
     runner = Runner(Cache(registry.root / "cache"), listener, dry=True, redo=redo)
     _line_up(ground, runner, registry, _no_record)
     return runner.records
 
 
 def _ground(
-    family: Family, data: Data, settings: BuildSettings, device: Device, team: Team, signals: Signals
-) -> Ground:
+    family: Family, data: Data, settings: BuildSettings, device: Device, team: Team, signals: Signals,
+    costs: PredictedCosts | None,
+) -> Ground:  # fmt: skip
     settings = replace(settings, tuning=settings.tuning.on(device.torch_device))
     cost_of = route_costs(family)
     ground = Ground(
-        family=family, data=data, settings=settings, device=device, cost_of=cost_of, team=team, signals=signals
+        family=family, data=data, settings=settings, device=device, cost_of=cost_of, team=team, signals=signals,
+        costs=costs,
     )
     stitchable_pairs(family.chains, ground.macs, settings.selection)
     for chain in family.chains.values():
@@ -171,7 +178,8 @@ def _line_up(
     do = runner.do
     selector = find_selector(ground.settings.selection.selector)
     needs = selector.asks_for(ground.settings.selection)
-    anchors_ms = do(TimeAnchors(ground, registry)) if selector.cost == "latency" else None
+    by_latency = PredictAnchors(ground) if ground.costs else TimeAnchors(ground, registry)
+    anchors_ms = do(by_latency) if selector.cost == "latency" else None
     probes = do(LearnProbes(ground)) if needs & {"probes", "calibrated"} else None
     measured = do(Measure(ground, frozenset(needs - {"latency_ms"}), probes))
     selection = do(Select(ground, measured, anchors_ms))

@@ -75,21 +75,24 @@ def build(family: str, device: str, registry: Path | None, out: Path | None, as_
     A build that was interrupted, by whatever, goes on where it stopped when it is run again.
     """
     from klas_zoo.families import find_family
-    from klas_zoo.profiles.devices import resolve_device
+    from klas_zoo.profiles.store import ProfileStore
+    from klas_zoo.registry import default_root
+    from klas_zoo.targets import target_device
 
     spec = find_family(family)
+    store = ProfileStore.of(registry or default_root())
     settings = build_settings(spec, options)
     from klas_zoo.team import join, leave, under_torchrun
 
     if options["nproc"] > 1 and not under_torchrun() and not options["dry_run"]:
         from klas_zoo.launching import launch
 
-        target = resolve_device(device)  # what cannot work is said once
+        target_device(device, store)  # what cannot work is said once
         raise SystemExit(launch(sys.argv[1:], processes=options["nproc"], restarts=options["max_restarts"]))
     from klas_zoo.signals import Signals
 
     with Signals().installed() as signals:
-        target = resolve_device(device)
+        target = target_device(device, store)
         team = join(target.torch_device)
         try:
             _build(spec, settings, target, team, signals, registry, out, as_json, options)
@@ -105,6 +108,8 @@ def _build(
     from klas_zoo import report
     from klas_zoo.anchors import load_family
     from klas_zoo.data import load_data
+    from klas_zoo.predicting import predicted_costs
+    from klas_zoo.profiles.store import ProfileStore
     from klas_zoo.registry import Registry
 
     place = Registry.open(registry, create=True)
@@ -122,7 +127,15 @@ def _build(
         augmentation=settings.tuning.augmentation,
         seed=options["seed"],
     )
-    told: dict[str, Any] = {"device": target, "registry": place, "listener": listener, "redo": options["redo"]}
+    costs = predicted_costs(
+        loaded, target, batches=settings.latency_batches, store=ProfileStore.of(place.root),
+        keep=team.leads and not options["dry_run"],
+    )  # fmt: skip
+    if costs:
+        listener.say(costs.describe())
+    told: dict[str, Any] = {
+        "device": target, "registry": place, "listener": listener, "costs": costs, "redo": options["redo"]
+    }  # fmt: skip
     if options["dry_run"]:
         _show_plan(building.plan(loaded, images, settings, **told), as_json)
         return
