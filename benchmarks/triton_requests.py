@@ -3,9 +3,10 @@
     sh scripts/servers
     python benchmarks/triton_requests.py --requests 10000 --clients 8
 
-Half of the routes are asked by all clients, over HTTP and gRPC, in batches of 1 to 4 real images; every answer is
-compared with torch's. The other half is loaded and unloaded all the time, and the routes that are asked are loaded
-anew under a changed configuration, one after another. A request that fails is lost: nothing is asked twice.
+Half of the routes are asked by all clients, over HTTP and gRPC, in batches of 1 to 4 real images, and so is the one
+model of all routes, with `latency_ms` or `route` as a parameter; every answer is compared with torch's of the route
+that is said to have given it. The other half is loaded and unloaded all the time, and the routes that are asked are
+loaded anew under a changed configuration, one after another. A request that fails is lost: nothing is asked twice.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ FAMILY, TOLERANCE, LARGEST = "deit-micro", 1e-4, 8
 class Traffic:
     """Clients that ask, and a hand that loads and unloads."""
 
-    def __init__(self, server: Server, asked: list[str], changed: list[str], models: Path) -> None:
+    def __init__(
+        self, server: Server, asked: list[str], changed: list[str], models: Path, pause_s: float
+    ) -> None:
+        self.pause_s = pause_s
         self.server, self.asked, self.changed, self.models = server, asked, changed, models
         self.counts: Counter[str] = Counter()
         self.latencies_ms: list[float] = []
@@ -78,18 +82,24 @@ class Traffic:
                     number = numbers.get_nowait()
                 except queue.Empty:
                     return
-                route = self.asked[number % len(self.asked)]
+                model, route, parameters = self._request(number, random)
                 chosen = random.integers(len(images), size=random.integers(1, 5))
                 sent = kind.InferInput("images", [len(chosen), *images.shape[1:]], "FP32")
                 sent.set_data_from_numpy(images[chosen])
                 started = time.perf_counter()
                 try:
-                    found = connection.infer(model_name(FAMILY, route), [sent]).as_numpy("logits")
+                    answer = connection.infer(model, [sent], parameters=parameters)
                 except InferenceServerException as error:
                     with self._lock:
                         self.lost[str(error)[:200]] += 1
                     continue
                 taken = 1e3 * (time.perf_counter() - started)
+                found = answer.as_numpy("logits")
+                if parameters:
+                    (said,) = {name.decode() for name in answer.as_numpy("route").flat}
+                    assert route in (None, said), (route, said)
+                    route = said
+                time.sleep(self.pause_s)
                 right = found.shape == wanted[route][chosen].shape and bool(
                     np.abs(found - wanted[route][chosen]).max() <= TOLERANCE * wanted[route].std()
                 )
@@ -97,6 +107,16 @@ class Traffic:
                     self.counts["right" if right else "wrong"] += 1
                     self.counts["images"] += len(chosen)
                     self.latencies_ms.append(taken)
+
+    def _request(self, number: int, random: Any) -> tuple[str, str | None, dict[str, Any]]:
+        """Model, route (None: whichever fits) and parameters of a request."""
+        turn = number % (len(self.asked) + 1)
+        if turn < len(self.asked):
+            return model_name(FAMILY, self.asked[turn]), self.asked[turn], {}
+        if random.random() < 0.5:
+            return FAMILY, None, {"latency_ms": int(random.integers(50, 1000))}
+        route = str(random.choice([*self.asked, *self.changed]))
+        return FAMILY, route, {"route": route}
 
     def _change(self) -> None:
         """Until the clients are done: one route away and back, then one that is asked anew."""
@@ -123,6 +143,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--routes", type=int, default=6)
+    parser.add_argument("--pause-ms", type=float, default=0, help="Of a client between two requests.")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -139,14 +160,16 @@ def main() -> None:
         write_repository(package, folder / "repository", TritonSettings(largest_batch=LARGEST))
         models = folder / "repository" / "models"
         asked, changed = names[::2], names[1::2]
-        loaded = [f"--load-model={model_name(FAMILY, route)}" for route in asked]
+        loaded = [f"--load-model={name}" for name in (FAMILY, *(model_name(FAMILY, route) for route in asked))]
         with triton(models, folder, "--model-control-mode=explicit", *loaded) as server:
-            traffic = Traffic(server, asked, changed, models)
+            traffic = Traffic(server, asked, changed, models, options.pause_ms / 1e3)
             seconds = traffic.run(options.requests, options.clients, references.images, references.logits)
     lost = sum(traffic.lost.values())
     numbers = {
-        "requests": options.requests, "clients": options.clients, "seed": options.seed, "routes_asked": asked,
-        "routes_loaded_and_unloaded": changed, "images": described, "right": traffic.counts["right"],
+        "requests": options.requests, "clients": options.clients, "pause_ms": options.pause_ms,
+        "seed": options.seed, "routes_asked": asked,
+        "routes_loaded_and_unloaded": changed, "images": f"{len(references.images)} of {described}",
+        "weights": source.facts.weights, "right": traffic.counts["right"],
         "wrong": traffic.counts["wrong"], "lost": lost, "lost_because": dict(traffic.lost),
         "images_sent": traffic.counts["images"], "loads": traffic.counts["loads"],
         "unloads": traffic.counts["unloads"], "seconds": seconds, "requests_per_s": options.requests / seconds,

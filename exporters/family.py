@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +32,8 @@ from klas_zoo.exporters.weights import WeightsFile, check_written, write_graph
 from klas_zoo.files import make_directory, sha256_of, sync_directory
 from klas_zoo.modes import evaluating
 from klas_zoo.profiles.devices import CPU_PROVIDER
+from klas_zoo.profiles.records import LatencyRecord
+from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
 
 WEIGHTS, REFERENCES = "weights.bin", "references.safetensors"
@@ -47,13 +49,14 @@ class Source:
 
     Attributes:
         routes: what is known of each route; without files and verifications.
-        load: gives the supernet; called once, and let go of as soon as torch is not needed any more.
+        load: gives a supernet that has the routes it is told; called once, and let go of as soon as torch
+            is not needed any more.
         provenance: what the manifest is to tell about where all this comes from.
     """
 
     facts: FamilyFacts
     routes: tuple[PackagedRoute, ...]
-    load: Callable[[], Supernet]
+    load: Callable[[Sequence[Route]], Supernet]
     provenance: Mapping[str, Any]
 
 
@@ -80,6 +83,8 @@ class Answers:
             start = stop
 
 
+Profile = Callable[[Path], Iterable[LatencyRecord]]
+"""Times an engine, once for each batch size."""
 Listener = Callable[[str, str], None]
 """Told the stage and the route as each is done."""
 
@@ -92,6 +97,7 @@ def export_family(
     images: Images,
     provider: str = CPU_PROVIDER,
     threads: int | None = None,
+    profile: Profile | None = None,
     listener: Listener = lambda stage, route: None,
 ) -> tuple[Package, list[Verdict]]:
     """Writes a package of ONNX graphs, and gives it with what became of every route.
@@ -101,6 +107,8 @@ def export_family(
     Args:
         out: a folder that is not there yet, or is empty.
         precision: fp32, fp16, bf16 or int8.
+        profile: times an engine. Default: what is known of the routes in fp32, which says nothing of
+            other precisions.
 
     Raises:
         ExportError: names the stage that failed.
@@ -119,7 +127,7 @@ def export_family(
             check_written(artifact.path)
             verdicts.append(judge(artifact, open_engine, answers.compared(one.name), limits))
             listener("verify", one.name)
-        kept = _kept(source.routes, verdicts)
+        kept = _timed(_kept(source.routes, verdicts), folder, precision, profile, listener)
         write_references(folder / REFERENCES, answers, [one.name for one in kept])
         write_manifest(
             folder,
@@ -139,7 +147,7 @@ def file_of(route: PackagedRoute) -> str:
 
 def _write(source: Source, folder: Path, precision: str, images: Images, listener: Listener) -> Answers:
     """Graphs and weights, and what torch answers; the supernet is gone when this returns."""
-    supernet = source.load().eval()
+    supernet = source.load([one.route for one in source.routes]).eval()
     _write_graphs(source, supernet, folder, precision, images, listener)
     return ask_torch(supernet, source.routes, images.test, listener)
 
@@ -148,7 +156,8 @@ def _write_graphs(
     source: Source, supernet: Supernet, folder: Path, precision: str, images: Images, listener: Listener
 ) -> None:
     facts = source.facts
-    exporter = RouteExporter(supernet, facts.input_shape, converter(precision))
+    wanted = [one.route for one in source.routes]
+    exporter = RouteExporter(supernet, facts.input_shape, converter(precision), wanted)
     listener("translate", "")
     with WeightsFile(folder / WEIGHTS) as weights:
         for one in source.routes:
@@ -195,6 +204,21 @@ def _kept(routes: Iterable[PackagedRoute], verdicts: list[Verdict]) -> tuple[Pac
         first = verdicts[0]
         raise VerificationError(f"No route may be packaged; the first, {first.artifact.route}: {first.reason}")
     return tuple(kept)
+
+
+def _timed(
+    routes: Sequence[PackagedRoute], folder: Path, precision: str, profile: Profile | None, listener: Listener
+) -> tuple[PackagedRoute, ...]:
+    if profile is None:
+        return tuple(one if precision == "fp32" else replace(one, latencies=()) for one in routes)
+    timed = []
+    for one in routes:
+        found: tuple[LatencyRecord, ...] = ()
+        if one.verification is not None and one.file is not None:
+            found = tuple(replace(record, precision=precision) for record in profile(folder / one.file))
+        timed.append(replace(one, latencies=found))
+        listener("time", one.name)
+    return tuple(timed)
 
 
 def write_references(file: Path, answers: Answers, routes: Iterable[str]) -> None:

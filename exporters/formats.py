@@ -44,6 +44,7 @@ _TENSORRT = Derived(
     options=("capabilities", "profiles", "strip"),
 )
 DERIVED: Mapping[str, Derived] = {
+    "model-package": Derived(module="klas_zoo.exporters.model_package"),
     "tensorrt": replace(_TENSORRT, options=(*_TENSORRT.options, "timing_cache")),
     "tensorrt-rtx": _TENSORRT,
     "triton": Derived(module="klas_zoo.exporters.to_triton", options=("copy", "plans")),

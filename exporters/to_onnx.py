@@ -12,13 +12,15 @@ it on the CPU whatever the provider (its issue 28025); 1.31 has it for CUDA.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
+from onnxscript.optimizer import optimize
 from torch import Tensor, nn
 
 from klas_zoo.chains import Shape
@@ -58,16 +60,21 @@ class RouteExporter:
         supernet: its anchors and stitching layers are translated here, once.
         input_shape: (C, H, W) of one image.
         convert: changes the graph of a route in place, as to another precision.
+        routes: those of the supernet that will be asked for. Default: all.
 
     Raises:
         ExportError: as `export`.
     """
 
     def __init__(
-        self, supernet: Supernet, input_shape: Shape, convert: Callable[[ir.Model], None] = lambda model: None
+        self,
+        supernet: Supernet,
+        input_shape: Shape,
+        convert: Callable[[ir.Model], None] = lambda model: None,
+        routes: Iterable[Route] | None = None,
     ) -> None:
         self._supernet, self._input_shape, self._convert = supernet, input_shape, convert
-        everything = _Everything(supernet)
+        everything = _Everything(supernet, supernet.routes if routes is None else routes)
         self._model = _translate(everything, input_shape, everything.names, "the supernet")
 
     def export(self, route: Route, path: Path, *, metadata: Mapping[str, str]) -> None:
@@ -103,21 +110,23 @@ class RouteExporter:
 
 
 class _Everything(nn.Module):
-    """All chains and stitching layers of a supernet at once: (B, C, H, W) → tensors called `names`.
+    """All chains and stitching layers of some routes at once: (B, C, H, W) → tensors called `names`.
 
     They are the logits of every anchor, the features in front of which a stitching layer can sit,
     and the output of every stitching layer.
     """
 
-    def __init__(self, supernet: Supernet) -> None:
+    def __init__(self, supernet: Supernet, routes: Iterable[Route]) -> None:
         super().__init__()
         self.supernet = supernet
-        self.anchors = sorted({segment.anchor for route in supernet.routes for segment in route.segments})
-        features = sorted({(seam.target, seam.j) for seam in supernet.seams})
+        wanted = tuple(routes)
+        self.anchors = sorted({segment.anchor for route in wanted for segment in route.segments})
+        self.seams = sorted({seam for route in wanted for seam in route.seams})
+        features = sorted({(seam.target, seam.j) for seam in self.seams})
         self.names = [
             *map(_logits, self.anchors),
             *(_features(*position) for position in features),
-            *map(str, supernet.seams),
+            *map(str, self.seams),
         ]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -127,7 +136,7 @@ class _Everything(nn.Module):
             for position, features in enumerate(chain.walk(images)):
                 found[_features(anchor, position)] = features
             found[_logits(anchor)] = chain.head(features)
-        for seam in self.supernet.seams:
+        for seam in self.seams:
             found[str(seam)] = self.supernet.stitch(seam)(found[_features(seam.source, seam.i)])
         return tuple(found[name] for name in self.names)
 
@@ -156,14 +165,42 @@ def _translate(module: nn.Module, input_shape: Shape, outputs: Sequence[str], wh
                 opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=outputs,
-                optimize=True,
+                optimize=False,
                 verbose=False,
             )
     assert translated is not None
     model = translated.model
+    with stage("optimise", what):
+        _transpose_weights(model)
+        optimize(model)
     # stack traces and module names of every node: ten times the graph itself
     passes.ClearMetadataAndDocStringPass()(model)
     return model
+
+
+def _transpose_weights(model: ir.Model) -> None:
+    """Takes the place of every Transpose of a weight by the transposed weight, which is computed when it is written.
+
+    The optimiser would do it at once, and hold a second copy of nearly all weights.
+    """
+    for node in list(model.graph):
+        weight = node.inputs[0].const_value if node.op_type == "Transpose" and node.inputs[0] is not None else None
+        if weight is None or "perm" not in node.attributes:
+            continue
+        turned = _turned(weight, node.attributes["perm"].as_ints())
+        name = f"{node.inputs[0].name}_transposed_{node.outputs[0].name}"  # type: ignore[union-attr]
+        value = ir.Value(name=name, shape=turned.shape, type=ir.TensorType(turned.dtype), const_value=turned)
+        model.graph.register_initializer(value)
+        ir.convenience.replace_all_uses_with(node.outputs[0], value)
+        model.graph.remove(node, safe=True)
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def _turned(weight: ir.TensorProtocol, permutation: Sequence[int]) -> ir.LazyTensor:
+    def turn() -> ir.Tensor:
+        return ir.Tensor(np.ascontiguousarray(weight.numpy().transpose(permutation)), dtype=weight.dtype)
+
+    return ir.LazyTensor(turn, weight.dtype, ir.Shape([weight.shape[axis] for axis in permutation]))
 
 
 def finish(model: ir.Model, metadata: Mapping[str, str]) -> onnx.ModelProto:

@@ -25,7 +25,7 @@ from typing import Any
 
 from klas_zoo.errors import UsageError
 from klas_zoo.exporters.contract import Artifact, Verdict
-from klas_zoo.exporters.manifest import PackagedRoute
+from klas_zoo.exporters.manifest import MANIFEST, PackagedRoute
 from klas_zoo.exporters.package import Package
 from klas_zoo.exporters.pbtxt import Word, entries, to_text
 from klas_zoo.exporters.plans import check_file, read_record
@@ -82,7 +82,7 @@ def derive(package: Package, folder: Path, options: Mapping[str, Any]) -> list[V
 def write_repository(package: Package, folder: Path, settings: TritonSettings) -> list[Verdict]:
     """`derive` with settings that are checked already."""
     family = folder / FAMILY
-    shutil.copytree(package.folder, family)
+    _copy(package, family)
     plans = {one.name: _plans(one, settings.plans) for one in package.routes}
     for found in plans.values():
         for file in found.values():
@@ -196,6 +196,13 @@ def _plans(route: PackagedRoute, folders: tuple[Path, ...]) -> dict[str, Path]:
                     raise UsageError(f"{file} and {found[capability]} are both for compute capability {capability}.")
                 found[capability] = file
     return found
+
+
+def _copy(package: Package, target: Path) -> None:
+    """The files its manifest names; whatever else lies in its folder, or is linked there, stays where it is."""
+    target.mkdir(parents=True)
+    for name in (*package.manifest.files, MANIFEST):
+        shutil.copyfile(package.folder / name, target / name, follow_symlinks=False)
 
 
 def _place(family: Path, target: Path, copy: bool) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyRecord:
     """Latency of one engine at one batch size, in milliseconds per batch.
 
-    `origin` is `measured` here; other values are reserved for predictions, which say how
-    they were made. `coefficient_of_variation` is the standard deviation over the mean.
+    `origin` is `measured` here, and `interpolated` or `roofline` in `EstimatedLatency`.
+    `coefficient_of_variation` is the standard deviation over the mean.
     """
 
     device: str
@@ -30,3 +31,25 @@ class LatencyRecord:
     coefficient_of_variation: float
     origin: str
     measured_at: str
+
+    def to_json(self) -> dict[str, object]:
+        """Every field; null where a number is not known."""
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in asdict(self).items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimatedLatency(LatencyRecord):
+    """A latency nobody measured; `origin` is `interpolated` or `roofline`.
+
+    A roofline tells a median and nothing of the spread: its other percentiles are NaN.
+
+    Attributes:
+        error_percent: nine in ten predictions that could be checked were closer than this.
+        error_method: what was checked.
+    """
+
+    error_percent: float
+    error_method: str

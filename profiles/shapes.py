@@ -74,6 +74,22 @@ def route_cost_of(counted: Counted, route: Route) -> Cost:
     return route_cost(route, counted.costs, of_seam)
 
 
+def block_rows(counted: Counted) -> list[dict[str, object]]:
+    """Every part of every anchor, for one image in fp32: `stem`, blocks by their number, `head`, and `whole`."""
+    rows: list[dict[str, object]] = []
+    for anchor, cost in counted.costs.items():
+        parts = counted.traffic[anchor].parts
+        names = ["stem", *map(str, range(1, len(cost.block_macs) + 1)), "head", "whole"]
+        macs = [cost.stem_macs, *cost.block_macs, cost.head_macs, cost.total.macs]
+        parameters = [cost.stem_parameters, *cost.block_parameters, cost.head_parameters, cost.total.parameters]
+        moved = [part.bytes_moved() for part in parts]
+        peaks = [part.peak_activation_bytes() for part in parts]
+        columns = (names, macs, parameters, [*moved, sum(moved)], [*peaks, max(peaks)])
+        fields = ("part", "macs", "parameters", "bytes_moved", "peak_activation_bytes")
+        rows += [{"anchor": anchor, **dict(zip(fields, row, strict=True))} for row in zip(*columns, strict=True)]
+    return rows
+
+
 def shapes_of(counted: Counted, *, batch: int, bytes_each: int = 4) -> dict[str, AnchorShape]:
     """Anchors as `interpolation` takes them, with guesses for a batch."""
     return {name: _shape(counted, name, batch, bytes_each) for name in counted.costs}

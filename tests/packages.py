@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from klas_zoo.architectures import to_chain
+from klas_zoo.chains import Chain as Chain
 from klas_zoo.exporters.family import Images, Source, export_family
 from klas_zoo.exporters.manifest import FamilyFacts, PackagedRoute
 from klas_zoo.exporters.package import Package
@@ -74,7 +75,8 @@ def source(**changes: Any) -> Source:
         name="made-up", input_shape=SHAPE, num_classes=CLASSES, weights="pretrained",
         data_config={"mean": [0.5] * 3, "std": [0.2] * 3}, anchors=tuple({"name": n, "depth": DEPTH} for n in WIDTHS),
     )  # fmt: skip
-    return replace(Source(facts=facts, routes=routes, load=supernet, provenance={"build_id": 7}), **changes)
+    made = Source(facts=facts, routes=routes, load=lambda routes: supernet(), provenance={"build_id": 7})
+    return replace(made, **changes)
 
 
 def write_package(out: Path, *, precision: str = "fp32", **changes: Any) -> Package:

@@ -37,7 +37,7 @@ class Server:
 def environment(server: str) -> Path:
     """The virtual environment of `triton`, `kserve` or `mlserver`; skips the test where there is none."""
     place = os.environ.get("KLAS_ZOO_SERVERS")
-    folder = Path(place or ROOT / ".venv-servers") / server
+    folder = Path(place or ROOT / ".venv-servers").absolute() / server
     if (folder / "bin" / "python").exists():
         return folder
     message = f"no {server} in {folder.parent}: sh scripts/servers installs it"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ import timm
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from profiles_made_up import statistics
 
 from klas_zoo.cli import main
 from klas_zoo.engines import time_anchors
 from klas_zoo.picking import pick
+from klas_zoo.profiles.profile import MeasuredNetwork
+from klas_zoo.profiles.store import ProfileStore
 from klas_zoo.registry import Registry
 
 FAMILY = """
@@ -403,3 +407,47 @@ def test_routes_are_measured_on_images_and_checkpoints_that_are_given(toy: Path,
     stitches = [one for one in json.loads(out) if one["target"]]
     assert stitches and all(one["score"] >= 0 for one in stitches)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_build_for_a_device_elsewhere_goes_by_its_roofline_until_a_profile_arrives(
+    built: tuple[Path, dict], toy: Path
+) -> None:
+    registry, _ = built
+    far = ("--device", "a100")
+    result = CliRunner().invoke(main, [*command(toy, registry, *far), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    assert "Latencies on a100 are predicted by a roofline (±" in result.stderr
+    assert "Nothing is timed: a100 is not here" in result.stderr
+    report = json.loads(result.stdout)
+    for one in report["routes"]:
+        assert one["latencies"] == [] and one["predicted_ms"] > 0
+        assert one["predicted_by"].startswith("roofline (±")
+    best = 0.0
+    for one in sorted(report["routes"], key=lambda one: (one["predicted_ms"], -one["top1"])):
+        assert one["on_frontier"] == (one["top1"] > best)
+        best = max(best, one["top1"])
+    found = pick("1s", device="a100", registry=registry)
+    assert found.latency.origin == "roofline" and found.engine.verification.passed
+    store = ProfileStore.of(registry)
+    (roofline,) = store.profiles("toy", "a100")
+    engine = found.engine
+    network = MeasuredNetwork(
+        route=engine.route, macs=engine.macs, parameters=engine.parameters, latency=statistics(0.5)
+    )
+    store.add([replace(roofline, origin="measured", networks=(network,))])
+    filled = pick("1s", device="a100", registry=registry, measured_only=True)
+    assert (filled.latency_ms, filled.latency.origin) == (0.5, "measured")
+    assert pick("1s", device="cpu", registry=registry).latency.origin == "measured"
+
+
+def test_a_profile_of_this_machine_prices_the_next_builds_routes(toy: Path, tmp_path: Path) -> None:
+    quick = ("--min-runs", "4", "--min-ms", "0", "--warmup-ms", "0", "--rounds", "2", "--stitches", "1")
+    asked = ["profile", "--family", str(toy / "toy.toml"), *quick, "--threads", "1", "--registry", str(tmp_path)]
+    assert CliRunner().invoke(main, asked, catch_exceptions=False).exit_code == 0
+    result = CliRunner().invoke(main, [*command(toy, tmp_path, "--tune-steps", "0"), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    assert "Latencies on cpu are those of its profile of" in result.stderr
+    routes = json.loads(result.stdout)["routes"]
+    kinds = {one["route"]: one["predicted_by"].partition(" ")[0] for one in routes}
+    assert kinds["cheap"] == kinds["dear"] == "measured" and set(kinds.values()) <= {"measured", "interpolated"}
+    assert all(one["latencies"] for one in routes if one["on_frontier"])

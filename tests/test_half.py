@@ -89,7 +89,7 @@ def test_a_route_that_rounding_spoils_is_left_out(tmp_path: Path) -> None:
     """Weights beyond the range of fp16 become infinite: the routes they belong to are refused."""
     import torch
 
-    def overflowing() -> packages.Supernet:
+    def overflowing(routes: object) -> packages.Supernet:
         supernet = packages.supernet()
         with torch.no_grad():
             block = supernet.chain("slim").blocks[2]

@@ -193,7 +193,7 @@ def test_of_several_better_engines_over_the_budget_the_fastest_is_the_neighbour(
 def test_an_explanation_is_lines_for_people(three: Registry) -> None:
     assert pick("3ms", registry=three).explain() == [
         "small of deit-micro on cpu (onnxruntime, fp32)",
-        "latency  2.00 ms of 3.00 ms (p50, batch 1, 1 thread, an abacus)",
+        "latency  2.00 ms of 3.00 ms (p50, batch 1, 1 thread, an abacus), measured",
         "top-1    80.00 % on 50 images of 50 images of clouds",
         "size     2 B, 1 M MACs",
         "fitting  2 of 3 engines",

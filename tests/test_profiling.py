@@ -204,6 +204,18 @@ def test_a_profile_that_cannot_be_believed_is_not_imported(
     assert not other.exists()
 
 
+def test_blocks_are_counted_without_measuring(tmp_path: Path) -> None:
+    code, out, _ = run("--family", "deit-micro", "--count", "--json", "--registry", tmp_path / "none")
+    rows = json.loads(out)
+    base = [row for row in rows if row["anchor"] == "base"]
+    assert code == 0 and [row["part"] for row in base] == ["stem", *map(str, range(1, 9)), "head", "whole"]
+    for field in ("macs", "parameters", "bytes_moved"):
+        assert sum(row[field] for row in base[:-1]) == base[-1][field]
+    assert base[-1]["peak_activation_bytes"] == max(row["peak_activation_bytes"] for row in base[:-1])
+    assert "peak activations" in run("--family", "deit-micro", "--count")[1]
+    assert not (tmp_path / "none").exists()
+
+
 BAD: dict[str, tuple[list[str], int, str]] = {
     "no family": ([], 2, "Which family?"),
     "an unknown family": (["--family", "deit-mikro"], 2, "did you mean deit-micro"),
@@ -216,6 +228,7 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "a precision the runtime lacks": (["--family", "deit", "--precision", "int8"], 2, "it has fp32"),
     "batch sizes that are none": (["--family", "deit", "--batch", "1,x"], 2, "no list of batch sizes such as 1,8,32"),
     "a batch of zero": (["--family", "deit", "--batch", "0"], 2, "no list of batch sizes"),
+    "options before a subcommand": (["--family", "deit", "export", "out.json"], 2, "stand after that word"),
     "nothing to export": (["export", "out.json"], 1, "There are no measured profiles in"),
     "a file that is not there": (["import", "none.json"], 1, "none.json cannot be read"),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import packages
@@ -90,6 +91,16 @@ def test_copies_are_whole_packages_without_a_link(package: Package, tmp_path: Pa
     for name in NAMES[1:]:
         Package.open(tmp_path / "models" / name / "1")
     Package.open(tmp_path / "models/made-up/1/family")
+
+
+def test_only_what_the_manifest_names_gets_into_a_repository(package: Package, tmp_path: Path) -> None:
+    copied = Package.open(shutil.copytree(package.folder, tmp_path / "package"))
+    (tmp_path / "secret").write_text("outside")
+    (copied.folder / "link").symlink_to(tmp_path / "secret")
+    (copied.folder / "model.py").write_text("raise SystemExit")
+    write_repository(copied, tmp_path / "out", TritonSettings(copy=True))
+    names = {path.name for path in (tmp_path / "out" / "family").iterdir()}
+    assert names == {*package.manifest.files, "manifest.json"}
 
 
 def _plan(folder: Path, route: str, capability: str, *, runtime: str = "tensorrt") -> Path:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from klas_zoo.cli import main
 from klas_zoo.errors import CannotRunHere, DamagedPackage, PackageError
+from klas_zoo.exporters.checking import verify_package
 from klas_zoo.exporters.gpu_targets import ComputeCapability, present_capability
 from klas_zoo.exporters.package import Package
 from klas_zoo.exporters.plans import NOT_RUN, BatchRange, read_record
@@ -46,6 +47,7 @@ def test_engines_of_a_family_are_a_package_of_their_own(package: Package, tmp_pa
         _ = opened.weights
     with pytest.raises(CannotRunHere):
         open_plan(replace(verdicts[0].artifact, path=opened.engine(opened.routes[0])))
+    assert {one.status for one in verify_package(tmp_path)} == {NOT_RUN}
     engine = opened.engine(opened.routes[0])
     content = bytearray(engine.read_bytes())
     content[-1] ^= 1

@@ -22,7 +22,7 @@ from klas_zoo.cache import Cache
 from klas_zoo.costs import route_costs
 from klas_zoo.data import Data
 from klas_zoo.energy import meter
-from klas_zoo.engine_stages import Export, Judge, Keep, Register, Results, Time, TimeAnchors
+from klas_zoo.engine_stages import Export, Judge, Keep, PredictAnchors, Register, Results, Time, TimeAnchors
 from klas_zoo.engines import RouteResult
 from klas_zoo.listeners import Nobody
 from klas_zoo.manifest import manifest
@@ -30,6 +30,7 @@ from klas_zoo.pipeline import Listener, Outcome, Runner, StageRecord
 from klas_zoo.profiles.devices import Device
 from klas_zoo.records import BuildRecord
 from klas_zoo.registry import Registry
+from klas_zoo.route_costs import PredictedCosts
 from klas_zoo.routes import Seam
 from klas_zoo.selection import Selection
 from klas_zoo.selection.measurements import Measurements
@@ -56,6 +57,7 @@ class BuildResult:
     build_id: int
     stages: tuple[StageRecord, ...]
     peak_memory_bytes: int
+    costs: PredictedCosts | None = None
 
     @property
     def anchors(self) -> tuple[RouteResult, ...]:
@@ -92,6 +94,7 @@ def build(
     device: Device,
     registry: Registry,
     listener: Listener,
+    costs: PredictedCosts | None = None,
     team: Team = ALONE,
     signals: Signals | None = None,
     redo: str | None = None,
@@ -99,6 +102,7 @@ def build(
     """Stitches a family for a device and registers its engines. The family's weights are tuned in place.
 
     Args:
+        costs: predicted latencies on the device, for the frontier and for selectors that go by latency.
         team: the processes that do it together, each of which calls this; only the first gets the result.
         redo: the name of a stage whose kept result, and that of all after it, is thrown away first.
 
@@ -108,8 +112,8 @@ def build(
     """
     started = _now()
     if redo is not None:  # a name nobody knows is said before any work
-        plan(family, data, settings, device=device, registry=registry, listener=Nobody(), redo=redo)
-    ground = _ground(family, data, settings, device, team, signals or Signals())
+        plan(family, data, settings, device=device, registry=registry, listener=Nobody(), costs=costs, redo=redo)
+    ground = _ground(family, data, settings, device, team, signals or Signals(), costs)
     cache = Cache(registry.root / "cache")
     runner = Runner(cache, listener, team=team, redo=redo, meter=meter(device.torch_device))
 
@@ -128,7 +132,7 @@ def build(
     return BuildResult(
         family=family, data=data, settings=ground.settings, measurements=line.measurements,
         selection=line.selection.value, unexplained=line.stitched.value.unexplained,
-        results=tuple(line.timed.value), record=registry.build(build_id), build_id=build_id,
+        results=tuple(line.timed.value), costs=costs, record=registry.build(build_id), build_id=build_id,
         stages=tuple(runner.records), peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )  # fmt: skip
 
@@ -141,6 +145,7 @@ def plan(
     device: Device,
     registry: Registry,
     listener: Listener,
+    costs: PredictedCosts | None = None,
     redo: str | None = None,
 ) -> list[StageRecord]:
     """What `build` would do: every stage, with its key where that is known, and whether its result is kept.
@@ -148,19 +153,21 @@ def plan(
     Raises:
         KlasZooError: the build would refuse before its first stage.
     """
-    ground = _ground(family, data, settings, device, ALONE, Signals())
+    ground = _ground(family, data, settings, device, ALONE, Signals(), costs)
     runner = Runner(Cache(registry.root / "cache"), listener, dry=True, redo=redo)
     _line_up(ground, runner, registry, _no_record)
     return runner.records
 
 
 def _ground(
-    family: Family, data: Data, settings: BuildSettings, device: Device, team: Team, signals: Signals
-) -> Ground:
+    family: Family, data: Data, settings: BuildSettings, device: Device, team: Team, signals: Signals,
+    costs: PredictedCosts | None,
+) -> Ground:  # fmt: skip
     settings = replace(settings, tuning=settings.tuning.on(device.torch_device))
     cost_of = route_costs(family)
     ground = Ground(
-        family=family, data=data, settings=settings, device=device, cost_of=cost_of, team=team, signals=signals
+        family=family, data=data, settings=settings, device=device, cost_of=cost_of, team=team, signals=signals,
+        costs=costs,
     )
     stitchable_pairs(family.chains, ground.macs, settings.selection)
     for chain in family.chains.values():
@@ -174,7 +181,8 @@ def _line_up(
     do = runner.do
     selector = find_selector(ground.settings.selection.selector)
     needs = selector.asks_for(ground.settings.selection)
-    anchors_ms = do(TimeAnchors(ground, registry)) if selector.cost == "latency" else None
+    by_latency = PredictAnchors(ground) if ground.costs else TimeAnchors(ground, registry)
+    anchors_ms = do(by_latency) if selector.cost == "latency" else None
     probes = do(LearnProbes(ground)) if needs & {"probes", "calibrated"} else None
     measured = do(Measure(ground, frozenset(needs - {"latency_ms"}), probes))
     selection = do(Select(ground, measured, anchors_ms))

@@ -18,6 +18,8 @@ EXTRAS = {
     "datasets": "images from data sets of the datasets library",
     "dev": "the checks and tests of klas-zoo itself",
     "energy": "joules of an inference on an NVIDIA GPU",
+    "kserve": "a family as a model of KServe's server",
+    "mlserver": "a family as a model of MLServer",
     "tensorboard": "curves of a build's progress",
     "tensorrt": "engines for this machine's NVIDIA GPU (its licence is proprietary)",
     "tensorrt-rtx": "engines for NVIDIA GPUs, built without one (its licence is proprietary)",

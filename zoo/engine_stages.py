@@ -67,6 +67,24 @@ class TimeAnchors(Stage[dict[str, float]]):
         return found
 
 
+class PredictAnchors(Stage[dict[str, float]]):
+    """The same from a profile of the device, or from its roofline."""
+
+    name = "predict anchors"
+    instant = True
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
+
+    def inputs(self) -> Json:
+        return {"costs": self.ground.costs.key() if self.ground.costs else None}
+
+    def run(self, work: Work) -> dict[str, float]:
+        assert self.ground.costs is not None
+        stitchable_pairs(self.ground.family.chains, self.ground.costs, self.ground.settings.selection, unit="ms")
+        return self.ground.costs.anchors_ms()
+
+
 class Judge(Stage[Results]):
     """What each route costs and is worth, and which lie on the frontier."""
 
@@ -81,11 +99,15 @@ class Judge(Stage[Results]):
 
     def run(self, work: Work) -> Results:
         ground, before, after = self.ground, self.before.value, self.after.value
-        best = frontier(list(after), ground.macs, lambda route: after[route])
+        best = frontier(list(after), ground.price, lambda route: after[route])
+        costs = ground.costs
         return [
-            RouteResult(route=r, cost=ground.cost_of(r), top1_before=before[r], top1=after[r], on_frontier=r in best)
+            RouteResult(
+                route=r, cost=ground.cost_of(r), top1_before=before[r], top1=after[r], on_frontier=r in best,
+                predicted_ms=costs(r) if costs else None, predicted_by=costs.origin(r) if costs else "",
+            )
             for r in sorted(after, key=ground.macs)
-        ]
+        ]  # fmt: skip
 
     def identity(self, result: Results, key: str) -> str:
         return content_key({"routes": [one.to_json() for one in result]})
@@ -153,6 +175,10 @@ class Time(Stage[Results]):
         ground, settings = self.ground, self.ground.settings
         results = {one.route: one for one in self.exported.value}
         engines = [one for one in results.values() if _has_engine(one)]
+        if not ground.device.here:
+            name = ground.device.name
+            work.listener.say(f"Nothing is timed: {name} is not here. A profile of it fills latencies in.")
+            return list(results.values())
         with (
             _alone(self.registry, work.listener),
             work.watch(self.name, len(engines), "engines") as advance,
@@ -242,10 +268,11 @@ class Keep(Stage[Path]):
 
     def run(self, work: Work) -> Path:
         ground, number = self.ground, self.registered.value
-        return tuned.keep(
-            self.registry.root, self.tuned.value, self.registry.build(number), number, self.timed.value,
-            len(ground.data.test), ground.family.data_config,
-        )  # fmt: skip
+        with self.registry.changing_files():  # else klas-zoo registry gc would take it for left over
+            return tuned.keep(
+                self.registry.root, self.tuned.value, self.registry.build(number), number, self.timed.value,
+                len(ground.data.test), ground.family.data_config,
+            )  # fmt: skip
 
     def save(self, result: Path, folder: Path) -> None:
         """It lies elsewhere."""
@@ -295,11 +322,10 @@ def _read_results(folder: Path) -> Results:
 
 def _new_engine(result: RouteResult, file: Path, record: BuildRecord, ground: Ground) -> NewEngine:
     assert result.verification is not None
-    latency = result.latencies[0]
     return NewEngine(
-        family=record.family, route=result.route, device=record.device, runtime=latency.runtime,
-        precision=latency.precision, macs=result.cost.macs, parameters=result.cost.parameters, top1=result.top1,
-        images=len(ground.data.test), input_shape=latency.shape[1:], verification=result.verification,
+        family=record.family, route=result.route, device=record.device, runtime="onnxruntime",
+        precision="fp32", macs=result.cost.macs, parameters=result.cost.parameters, top1=result.top1,
+        images=len(ground.data.test), input_shape=ground.family.input_shape, verification=result.verification,
         latencies=result.latencies, weights=record.weights, dataset=record.dataset,
         data_fingerprint=record.data_fingerprint, file=file,
     )  # fmt: skip

@@ -25,11 +25,12 @@ from klas_zoo.supernet import Supernet
 
 @dataclass(frozen=True, kw_only=True)
 class RouteResult:
-    """What a build knows of one route; the fields after `on_frontier` belong to its engine.
+    """What a build knows of one route; the fields after `predicted_by` belong to its engine.
 
     Attributes:
         top1_before, top1: per cent, with closed-form stitching layers and after tuning.
         on_frontier: whether no other route is at least as cheap and more accurate.
+        predicted_ms: latency on the device where a profile or a roofline tells it, `predicted_by` which.
         rejected: why there is no engine although there should be one.
     """
 
@@ -38,10 +39,17 @@ class RouteResult:
     top1_before: float
     top1: float
     on_frontier: bool
+    predicted_ms: float | None = None
+    predicted_by: str = ""
     size_bytes: int | None = None
     verification: Verification | None = None
     latencies: tuple[LatencyRecord, ...] = ()
     rejected: str = ""
+
+    @property
+    def latency_ms(self) -> float | None:
+        """The median: as it was measured, else as it was predicted."""
+        return self.latencies[0].p50_ms if self.latencies else self.predicted_ms
 
     @property
     def wanted(self) -> bool:

@@ -21,7 +21,7 @@ from klas_zoo.build import versions
 from klas_zoo.data import Split, batches, load_data
 from klas_zoo.errors import NothingFits, UnknownName, UsageError
 from klas_zoo.exporters.contract import Verdict
-from klas_zoo.exporters.family import Images, Labelled, Listener, Source, export_family, staging
+from klas_zoo.exporters.family import Images, Labelled, Listener, Profile, Source, export_family, staging
 from klas_zoo.exporters.formats import DERIVED, FORMATS
 from klas_zoo.exporters.manifest import FamilyFacts, PackagedRoute
 from klas_zoo.families import FamilySpec, builtin_families
@@ -53,7 +53,7 @@ def tuned_source(spec: FamilySpec, root: Path, device: str | None) -> Source:
         anchors=_anchors(spec, kept.anchors),
     )
 
-    def load() -> Supernet:
+    def load(routes: Sequence[Route]) -> Supernet:
         # at random: the tuned weights take their places, and nothing is fetched
         return kept.load(load_family(spec, random_weights=True).chains)
 
@@ -61,14 +61,16 @@ def tuned_source(spec: FamilySpec, root: Path, device: str | None) -> Source:
     return Source(facts=plain, routes=kept.routes, load=load, provenance=provenance)
 
 
-def random_source(spec: FamilySpec, seed: int, *, every: bool = False) -> Source:
+def random_source(spec: FamilySpec, seed: int, names: Sequence[str] = ()) -> Source:
     """Anchors and SN-Net's stitches with weights that nobody trained: for sizes and times.
 
     Args:
-        every: all stitches there are, too, so that any can be named.
+        names: of routes that will be asked for; where SN-Net has them not, all stitches are listed too.
     """
     listed: dict[Route, PackagedRoute] = {}
-    for selector in ("snnet", "all") if every else ("snnet",):
+    for selector in ("snnet", "all"):
+        if listed and set(names) <= {str(route) for route in listed}:
+            break
         settings = SelectionSettings(selector=selector)
         for one in list_routes(spec, settings, root=Path(), stage=_no_stage, say=lambda sentence: None):
             listed[one.route] = PackagedRoute(
@@ -79,13 +81,13 @@ def random_source(spec: FamilySpec, seed: int, *, every: bool = False) -> Source
     family = load_family(spec, random_weights=True, seed=seed)
     chains = family.chains
 
-    def load() -> Supernet:
+    def load(routes: Sequence[Route]) -> Supernet:
         nonlocal chains
         # handed over, so that they are gone when the supernet is
         taken, chains = chains, {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Supernet(taken, listed).eval().requires_grad_(False)
+            return Supernet(taken, routes).eval().requires_grad_(False)
 
     facts = FamilyFacts(
         name=family.name, input_shape=family.input_shape, num_classes=family.num_classes, weights="random",
@@ -143,6 +145,7 @@ def export_as(
     precision: str,
     images: Images,
     threads: int | None,
+    profile: Profile | None = None,
     listener: Listener = lambda stage, route: None,
 ) -> list[Verdict]:
     """Writes a package of any format; `options` are `format` and those of the format.
@@ -156,8 +159,12 @@ def export_as(
     form = options["format"]
     if form == "onnx":
         return export_family(
-            source, out, precision=precision, images=images, threads=threads, listener=listener
+            source, out, precision=precision, images=images, threads=threads, profile=profile, listener=listener
         )[1]
+    if form == "torch":
+        from klas_zoo.exporters.torch_package import export_torch
+
+        return export_torch(source, out, precision=precision, images=images, listener=listener)[1]
     if form not in DERIVED:
         raise UnknownName("format", form, FORMATS)
     derived = DERIVED[form]
@@ -166,8 +173,9 @@ def export_as(
     derive = derived.derive()
     with staging(out) as folder, tempfile.TemporaryDirectory(dir=out.absolute().parent) as place:
         package, verdicts = export_family(
-            source, Path(place) / "onnx", precision=precision, images=images, threads=threads, listener=listener
-        )
+            source, Path(place) / "onnx", precision=precision, images=images, threads=threads, profile=profile,
+            listener=listener,
+        )  # fmt: skip
         made = derive(package, folder, options)
         listener(form, "")
     return [one for one in verdicts if one.status == "refused"] + made

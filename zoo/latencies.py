@@ -8,29 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from klas_zoo.profiles.profile import MeasuredNetwork, Profile
-from klas_zoo.profiles.records import LatencyRecord
+from klas_zoo.profiles.records import EstimatedLatency, LatencyRecord
 from klas_zoo.profiles.store import ProfileStore
 from klas_zoo.records import EngineRecord
 from klas_zoo.routes import Route
-
-
-@dataclass(frozen=True, kw_only=True)
-class EstimatedLatency(LatencyRecord):
-    """A latency nobody measured; `origin` is `interpolated` or `roofline`.
-
-    A roofline tells a median and nothing of the spread: its other percentiles are NaN.
-
-    Attributes:
-        error_percent: nine in ten predictions that could be checked were closer than this.
-        error_method: what was checked.
-    """
-
-    error_percent: float
-    error_method: str
 
 
 def origin_of(latency: LatencyRecord) -> str:
@@ -38,14 +23,6 @@ def origin_of(latency: LatencyRecord) -> str:
     if not isinstance(latency, EstimatedLatency):
         return latency.origin
     return f"{latency.origin} (±{latency.error_percent:.2g} %)"
-
-
-def latency_to_json(latency: LatencyRecord) -> dict[str, object]:
-    """Every field; null where a roofline does not tell."""
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in asdict(latency).items()
-    }
 
 
 def with_profiles(engines: Sequence[EngineRecord], root: Path) -> list[EngineRecord]:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from klas_zoo.errors import BadQuantity, KlasZooError, NothingFits, RegistryError, UnknownName, UsageError
+from klas_zoo.latencies import origin_of, with_profiles
 from klas_zoo.picks import Limits, Pick, RunnerUp
-from klas_zoo.records import PERCENTILES, EngineRecord
+from klas_zoo.records import PERCENTILES, EngineRecord, percentile_ms
 from klas_zoo.registry import Registry, check_file
 from klas_zoo.units import format_latency, format_size, parse_latency_ms, parse_size_bytes
 
@@ -27,18 +28,20 @@ def pick(
     batch: int = 1,
     min_accuracy: float | None = None,
     max_size: str | int | None = None,
+    measured_only: bool = False,
     registry: Registry | Path | str | None = None,
 ) -> Pick:
     """The most accurate registered engine within every limit; of equals the faster, then the smaller.
 
     Args:
         latency: the budget for one batch, `"5ms"` or milliseconds.
-        device: may be left out where engines of one device only are registered.
+        device: its name or an alias of it; may be left out where engines of one device only are registered.
         family: may be left out where all were evaluated on the same images; or a tag such as `deit@prod`.
-        percentile: `p50`, `p90` or `p99` of the measured latency.
-        batch: the batch size the latency was measured at.
+        percentile: `p50`, `p90` or `p99` of the latency; a roofline tells only the first.
+        batch: the batch size the latency is known at.
         min_accuracy: the lowest top-1, per cent.
         max_size: the largest file, `"20MB"` or bytes.
+        measured_only: no latency that was interpolated or predicted by a roofline counts.
         registry: a registry or its folder, by default `klas_zoo.registry.default_root()`.
 
     Raises:
@@ -49,7 +52,7 @@ def pick(
     limits = _limits(latency, percentile, batch, min_accuracy, max_size)
     if not isinstance(registry, Registry):
         registry = Registry.open(registry, create=False)
-    engines = _candidates(registry, family, device, batch)
+    engines = _candidates(registry, family, device, limits, measured_only=measured_only)
     fitting = [engine for engine in engines if not limits.misses(engine)]
     if not fitting:
         raise NothingFits(_nothing_fits(engines, limits))
@@ -67,6 +70,7 @@ def pick(
             latency_ms=latency_ms,
             latency_difference_ms=latency_ms - limits.latency_ms(best),
             top1_difference=engine.top1 - best.top1,
+            origin=_origin(engine, limits),
         )
 
     faster = [engine for engine in fitting if limits.latency_ms(engine) < limits.latency_ms(best)]
@@ -109,9 +113,16 @@ def _limits(
     )
 
 
-def _candidates(registry: Registry, family: str | None, device: str | None, batch: int) -> list[EngineRecord]:
+def _candidates(
+    registry: Registry, family: str | None, device: str | None, limits: Limits, *, measured_only: bool
+) -> list[EngineRecord]:
     """The engines that can be compared with one another: one device, one set of images, that batch size."""
     engines = registry.engines(family, device)
+    if not engines and device is not None:
+        from klas_zoo.profiles.catalog import canonical
+
+        device = canonical(device)
+        engines = registry.engines(family, device)
     if not engines:
         raise _none_registered(registry, family, device)
     if len({engine.device for engine in engines}) > 1:
@@ -123,12 +134,40 @@ def _candidates(registry: Registry, family: str | None, device: str | None, batc
             f"The engines of {names} were evaluated on different images, so that their accuracies "
             f"do not compare: say --family."
         )
-    measured = [engine for engine in engines if engine.latency(batch)]
-    if not measured:
-        batches = sorted({latency.batch for engine in engines for latency in engine.latencies})
-        only = f"only at {', '.join(map(str, batches))}" if batches else "nor at any other"
-        raise UsageError(f"No engine was measured at batch size {batch}, {only}.")
-    return measured
+    engines = with_profiles(engines, registry.root)
+    timed = [engine for engine in engines if engine.latency(limits.batch)]
+    if not timed:
+        raise UsageError(_no_such_batch(engines, limits.batch))
+    usable = [engine for engine in timed if not _why_not(engine, limits, measured_only)]
+    if not usable:
+        raise UsageError(_why_not(timed[0], limits, measured_only))
+    return usable
+
+
+def _no_such_batch(engines: Sequence[EngineRecord], batch: int) -> str:
+    batches = sorted({latency.batch for engine in engines for latency in engine.latencies})
+    only = f"only at {', '.join(map(str, batches))}" if batches else "nor at any other"
+    first = engines[0]
+    advice = f": measure a profile on such a machine (klas-zoo profile --family {first.family} --batch {batch})"
+    return f"No engine was measured at batch size {batch}, {only}{'' if batches else advice}."
+
+
+def _why_not(engine: EngineRecord, limits: Limits, measured_only: bool) -> str:
+    """Why an engine's latency at the batch size does not count; empty where it does."""
+    latency = engine.latency(limits.batch)
+    assert latency is not None
+    where = f"{engine.family} on {engine.device} at batch size {limits.batch}"
+    if measured_only and latency.origin != "measured":
+        return (
+            f"No latency of {where} was measured, there is only {origin_of(latency)}: import a profile that "
+            "measured it, or leave out --measured-only."
+        )
+    if math.isnan(percentile_ms(latency, limits.percentile)):
+        return (
+            f"A roofline predicts the median only, and there is nothing else of {where}: say --percentile p50, or "
+            "import a profile."
+        )
+    return ""
 
 
 def _none_registered(registry: Registry, family: str | None, device: str | None) -> KlasZooError:
@@ -145,6 +184,11 @@ def _none_registered(registry: Registry, family: str | None, device: str | None)
         return UnknownName("device", device, devices)
     others = _listed(engine.device for engine in registered if tagged or engine.family == family)
     return UsageError(f"{family} has no engines for {device}, only for {others}: build them first.")
+
+
+def _origin(engine: EngineRecord, limits: Limits) -> str:
+    latency = engine.latency(limits.batch)
+    return origin_of(latency) if latency else ""
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -164,7 +208,8 @@ def _nothing_fits(engines: Sequence[EngineRecord], limits: Limits) -> str:
     if "latency" in misses:
         latency_ms = limits.latency_ms(nearest)
         over = format_latency(latency_ms - limits.budget_ms)
-        parts.append(f"{format_latency(latency_ms)}, {over} over")
+        origin = _origin(nearest, limits)
+        parts.append(f"{format_latency(latency_ms)}{'' if origin == 'measured' else f' {origin}'}, {over} over")
     if "accuracy" in misses and limits.min_accuracy is not None:
         short = f"{limits.min_accuracy - nearest.top1:.3g}"
         parts.append(f"top-1 {nearest.top1:.2f} %, {short} point{'' if short == '1' else 's'} short")

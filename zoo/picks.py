@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from klas_zoo.errors import KlasZooError, UsageError
+from klas_zoo.latencies import origin_of
 from klas_zoo.profiles.records import LatencyRecord
 from klas_zoo.records import EngineRecord, Percentile, percentile_ms
 from klas_zoo.registry import check_file
@@ -62,12 +63,14 @@ class RunnerUp:
     Attributes:
         latency_ms: at the pick's percentile and batch size.
         top1_difference: in points of per cent.
+        origin: of the latency, with its error where it was predicted.
     """
 
     engine: EngineRecord
     latency_ms: float
     latency_difference_ms: float
     top1_difference: float
+    origin: str = "measured"
 
     def __str__(self) -> str:
         more = "more" if self.latency_difference_ms > 0 else "less"
@@ -75,6 +78,7 @@ class RunnerUp:
             f"{self.engine.route}: {format_latency(self.latency_ms)} "
             f"({format_latency(abs(self.latency_difference_ms))} {more}), "
             f"top-1 {self.engine.top1:.2f} % ({self.top1_difference:+.2f} points)"
+            f"{'' if self.origin == 'measured' else f', {self.origin}'}"
         )
 
 
@@ -83,7 +87,7 @@ class Pick:
     """The picked engine and why it is this one.
 
     Attributes:
-        latency: the measurement that was compared with the budget.
+        latency: the measurement that was compared with the budget, or a prediction that says so.
         fitting: how many of `candidates` registered engines are within every limit.
         runner_up_faster: the most accurate engine that keeps the limits and is faster; None if none is.
         runner_up_slower: the fastest engine that is more accurate and misses nothing but the
@@ -153,11 +157,11 @@ class Pick:
     def summary(self) -> list[str]:
         """What was picked and its numbers, one line each, for people."""
         engine, latency = self.engine, self.latency
-        threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
+        threads = {0: "", 1: "1 thread, "}.get(latency.threads, f"{latency.threads} threads, ")
         lines = [
             f"{engine.route} of {engine.family} on {engine.device} ({engine.runtime}, {engine.precision})",
             f"latency  {format_latency(self.latency_ms)} of {format_latency(self.budget_ms)} "
-            f"({self.percentile}, batch {latency.batch}, {threads}, {latency.hardware})",
+            f"({self.percentile}, batch {latency.batch}, {threads}{latency.hardware}), {origin_of(latency)}",
             f"top-1    {engine.top1:.2f} % on {engine.images} images of {engine.dataset}",
             f"size     {format_size(engine.size_bytes)}, {format_macs(engine.macs)} MACs",
         ]
@@ -183,7 +187,7 @@ class Pick:
         return {
             "schema_version": 1,
             "engine": self.engine.to_json(),
-            "latency": asdict(self.latency),
+            "latency": self.latency.to_json(),
             "latency_ms": self.latency_ms,
             "limits": asdict(self.limits),
             "fitting": self.fitting,

@@ -1,4 +1,4 @@
-"""The frontier as a picture: accuracy against measured latency."""
+"""The frontier as a picture: accuracy against latency, measured, or predicted where nothing was."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def draw(result: BuildResult, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     timed = [one for one in result.results if one.latencies]
+    timed = timed or [one for one in result.results if one.predicted_ms is not None]
     anchors = [one for one in timed if one.route.is_anchor]
     _steps(axes, timed, anchors)
     stitches = [one for one in timed if not one.route.is_anchor]
@@ -28,14 +29,10 @@ def draw(result: BuildResult, path: Path) -> None:
     for one in anchors:
         x, y = _latency(one), one.top1
         axes.annotate(str(one.route), (x, y), textcoords="offset points", xytext=(9, -13), weight="bold")
-    first = timed[0].latencies[0]
-    axes.set_xlabel(
-        f"latency, ms per batch of {first.batch} (p50, {first.runtime} {first.runtime_version}, "
-        f"{first.threads} threads)"
-    )
+    axes.set_xlabel(f"latency, ms per batch of {_measured_on(timed, result)}")
     axes.set_ylabel(f"top-1, % of {len(result.data.test):,} test images")
     loud = "RANDOM WEIGHTS — " if result.family.weights == "random" else ""
-    axes.set_title(f"{loud}{result.family.name} on {result.record.device}: {first.hardware}", fontsize=10)
+    axes.set_title(f"{loud}{result.family.name} on {result.record.device}: {result.record.hardware}", fontsize=10)
     axes.margins(x=0.08)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
@@ -52,8 +49,18 @@ def _steps(axes: Axes, timed: list[RouteResult], anchors: list[RouteResult]) -> 
     axes.fill_between(x, y, floor, step="post", color="tab:blue", alpha=0.12, zorder=0, label="area")
 
 
+def _measured_on(timed: list[RouteResult], result: BuildResult) -> str:
+    """`1 (p50, onnxruntime 1.31, 2 threads)`, or what it was predicted by."""
+    if timed[0].latencies:
+        first = timed[0].latencies[0]
+        return f"{first.batch} (p50, {first.runtime} {first.runtime_version}, {first.threads} threads)"
+    assert result.costs is not None
+    return f"{result.costs.profile.batch} (p50, PREDICTED: {timed[0].predicted_by})"
+
+
 def _latency(one: RouteResult) -> float:
-    return one.latencies[0].p50_ms
+    assert one.latency_ms is not None
+    return one.latency_ms
 
 
 def _points(results: list[RouteResult]) -> tuple[list[float], list[float]]:

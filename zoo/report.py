@@ -57,7 +57,7 @@ def frontier_table(result: BuildResult) -> Table:
             format_macs(one.cost.parameters),
             f"{one.top1_before:.1f} %",
             f"{one.top1:.1f} %",
-            format_latency(latency.p50_ms) if latency else "rejected",
+            _latency_cell(one),
             format_latency(latency.p99_ms) if latency else "",
             format_size(one.size_bytes) if one.size_bytes else "",
             f"{checked.max_abs_difference:.1e}" if checked else "",
@@ -65,6 +65,19 @@ def frontier_table(result: BuildResult) -> Table:
             style=style,
         )
     return table
+
+
+def _latency_cell(one: RouteResult) -> str:
+    """`4.10 ms`, and where that comes from if it was not measured."""
+    if one.latencies:
+        return format_latency(one.latencies[0].p50_ms)
+    if one.rejected or one.predicted_ms is None:
+        return "rejected" if one.rejected else "not known"
+    return f"{format_latency(one.predicted_ms)} {one.predicted_by}"
+
+
+def _kind(result: BuildResult) -> str:
+    return "measured" if any(one.latencies for one in result.results) else "predicted"
 
 
 def selection_table(result: BuildResult) -> Table:
@@ -92,8 +105,10 @@ def summary(result: BuildResult) -> Group:
     lines = [
         "Area under the frontier, accuracy over MACs (1 = the dearest anchor's accuracy at the cheapest's cost): "
         f"{_shown(areas(result)['macs_untuned'])} untuned, {_shown(areas(result)['macs'])} tuned; "
-        f"over measured p50 latency: {_shown(areas(result)['latency'])}."
+        f"over {_kind(result)} p50 latency: {_shown(areas(result)['latency'])}."
     ]
+    if result.costs:
+        lines.append(f"{result.costs.describe()} The frontier is drawn over them.")
     for source, target in result.selection.pairs:
         above, held = buckets_above_line(result, source, target)
         lines.append(
@@ -131,11 +146,11 @@ def times(result: BuildResult) -> Table:
 
 def areas(result: BuildResult) -> dict[str, float | None]:
     """Area under the frontier; None where the anchors span no range of cost or accuracy."""
-    timed = [one for one in result.results if one.latencies]
+    timed = [one for one in result.results if one.latency_ms is not None and not one.rejected]
     return {
         "macs_untuned": _area(result.results, lambda r: r.cost.macs, lambda r: r.top1_before),
         "macs": _area(result.results, lambda r: r.cost.macs, lambda r: r.top1),
-        "latency": _area(timed, lambda r: r.latencies[0].p50_ms, lambda r: r.top1),
+        "latency": _area(timed, lambda r: r.latency_ms or 0.0, lambda r: r.top1),
     }
 
 
@@ -145,7 +160,7 @@ def buckets_above_line(result: BuildResult, source: str, target: str) -> tuple[i
     points = [
         (float(r.cost.macs), r.top1)
         for r in result.results
-        if [s.anchor for s in r.route.segments] == [source, target]
+        if len(r.route.segments) == 2 and {s.anchor for s in r.route.segments} == {source, target}
     ]
     return above_the_line(points, ends[source], ends[target], result.settings.selection.buckets)
 

@@ -29,6 +29,7 @@ from klas_zoo.initialisation import initialise_stitches
 from klas_zoo.pipeline import Outcome, Stage, Work
 from klas_zoo.profiles.devices import Device
 from klas_zoo.profiles.macs import Cost as RouteCost
+from klas_zoo.route_costs import PredictedCosts
 from klas_zoo.routes import Route, Seam
 from klas_zoo.selection import Selection, select
 from klas_zoo.selection.latency_cost import latency_cost
@@ -56,6 +57,11 @@ class Ground:
     cost_of: Callable[[Route], RouteCost]
     team: Team = ALONE
     signals: Signals
+    costs: PredictedCosts | None = None
+
+    def price(self, route: Route) -> float:
+        """What the frontier is drawn over: predicted milliseconds where there are any, else multiply-adds."""
+        return self.costs(route) if self.costs else self.macs(route)
 
     def macs(self, route: Route) -> float:
         return self.cost_of(route).macs
@@ -181,7 +187,7 @@ class Select(Stage[Selection]):
         cost: Callable[[Route], float] = ground.macs
         if self.anchors_ms is not None:
             measured, unit = replace(measured, latency_ms=self.anchors_ms.value), "ms"
-            cost = latency_cost(part_costs(ground.family), self.anchors_ms.value, ground.macs)
+            cost = ground.costs or latency_cost(part_costs(ground.family), self.anchors_ms.value, ground.macs)
         found = select(ground.family.chains, measured, cost, ground.settings.selection, unit=unit)
         for sentence in found.remarks():
             work.listener.say(sentence)

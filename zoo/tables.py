@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from klas_zoo.latencies import origin_of
 from klas_zoo.profiles.profile import Profile
 from klas_zoo.records import EngineRecord
 from klas_zoo.units import format_latency, format_macs, format_size
@@ -21,6 +23,7 @@ def engines_table(engines: Sequence[EngineRecord]) -> Table:
         table.add_column(heading)
     for heading in ("top-1", "MACs", "batch", "p50", "p99", "size"):
         table.add_column(heading, justify="right")
+    table.add_column("latency")
     for one in engines:
         timed = one.latencies[0] if one.latencies else None
         loud = " (RANDOM WEIGHTS)" if one.weights == "random" else ""
@@ -32,8 +35,9 @@ def engines_table(engines: Sequence[EngineRecord]) -> Table:
             format_macs(one.macs),
             str(timed.batch) if timed else "",
             format_latency(timed.p50_ms) if timed else "",
-            format_latency(timed.p99_ms) if timed else "",
+            format_latency(timed.p99_ms) if timed and not math.isnan(timed.p99_ms) else "",
             format_size(one.size_bytes),
+            origin_of(timed) if timed else "not known",
         )
     return table
 
@@ -61,6 +65,25 @@ def devices_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             *(f"{peaks[name]:g}" if name in peaks else "" for name in ("fp32", "fp16", "bf16", "int8")),
             row.get("compute_capability") or "",
             "\n".join([*filter(None, (row.get("hardware"),)), *profiles]),
+        )
+    return table
+
+
+def blocks_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a part of an anchor."""
+    table = Table(title="What parts cost", caption="for one image, fp32; every operator reads and writes memory")
+    for heading in ("anchor", "part"):
+        table.add_column(heading)
+    for heading in ("MACs", "parameters", "moved", "peak activations"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row["anchor"],
+            row["part"],
+            format_macs(row["macs"]),
+            format_macs(row["parameters"]),
+            format_size(row["bytes_moved"]),
+            format_size(row["peak_activation_bytes"]),
         )
     return table
 

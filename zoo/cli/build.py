@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from klas_zoo.cli.options import SELECTORS_HELP, json_option, registry_option, selection_settings
+from klas_zoo.cli.options import json_option, registry_option, selection_settings, selector_options
 from klas_zoo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 @click.option("--probe-lr", type=click.FloatRange(min=0, min_open=True), default=0.01, show_default=True, help="Learning rate of the probes.")
 @click.option("--buckets", type=click.IntRange(min=1), default=20, show_default=True, help="Cost buckets between two anchors.")
 @click.option("--tolerance", type=click.FloatRange(min=0), default=0.05, show_default=True, help="τ: keep what is within this share of a bucket's best Γ.")
-@click.option("--selector", default="klas", show_default=True, help=SELECTORS_HELP)
+@selector_options
 @click.option("--most", type=click.IntRange(min=1), help="Keep the best so many stitches of each bucket, whatever τ says.")
 @click.option("--pair", "pairs", multiple=True, metavar="SOURCE:TARGET", help="Stitch these anchors instead of those the selector would; repeatable.")
 @click.option("--batch", type=click.IntRange(min=1), default=100, show_default=True, help="Images per forward pass outside tuning.")
@@ -75,21 +75,24 @@ def build(family: str, device: str, registry: Path | None, out: Path | None, as_
     A build that was interrupted, by whatever, goes on where it stopped when it is run again.
     """
     from klas_zoo.families import find_family
-    from klas_zoo.profiles.devices import resolve_device
+    from klas_zoo.profiles.store import ProfileStore
+    from klas_zoo.registry import default_root
+    from klas_zoo.targets import target_device
 
     spec = find_family(family)
+    store = ProfileStore.of(registry or default_root())
     settings = build_settings(spec, options)
     from klas_zoo.team import join, leave, under_torchrun
 
     if options["nproc"] > 1 and not under_torchrun() and not options["dry_run"]:
         from klas_zoo.launching import launch
 
-        target = resolve_device(device)  # what cannot work is said once
+        target_device(device, store)  # what cannot work is said once
         raise SystemExit(launch(sys.argv[1:], processes=options["nproc"], restarts=options["max_restarts"]))
     from klas_zoo.signals import Signals
 
     with Signals().installed() as signals:
-        target = resolve_device(device)
+        target = target_device(device, store)
         team = join(target.torch_device)
         try:
             _build(spec, settings, target, team, signals, registry, out, as_json, options)
@@ -105,6 +108,8 @@ def _build(
     from klas_zoo import report
     from klas_zoo.anchors import load_family
     from klas_zoo.data import load_data
+    from klas_zoo.predicting import predicted_costs
+    from klas_zoo.profiles.store import ProfileStore
     from klas_zoo.registry import Registry
 
     place = Registry.open(registry, create=True)
@@ -122,7 +127,15 @@ def _build(
         augmentation=settings.tuning.augmentation,
         seed=options["seed"],
     )
-    told: dict[str, Any] = {"device": target, "registry": place, "listener": listener, "redo": options["redo"]}
+    costs = predicted_costs(
+        loaded, target, batches=settings.latency_batches, store=ProfileStore.of(place.root),
+        keep=team.leads and not options["dry_run"],
+    )  # fmt: skip
+    if costs:
+        listener.say(costs.describe())
+    told: dict[str, Any] = {
+        "device": target, "registry": place, "listener": listener, "costs": costs, "redo": options["redo"]
+    }  # fmt: skip
     if options["dry_run"]:
         _show_plan(building.plan(loaded, images, settings, **told), as_json)
         return

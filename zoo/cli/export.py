@@ -16,7 +16,7 @@ from klas_zoo.exporters.manifest import PRECISIONS
 
 if TYPE_CHECKING:
     from klas_zoo.exporters.contract import Verdict
-    from klas_zoo.exporters.family import Source
+    from klas_zoo.exporters.family import Profile, Source
     from klas_zoo.families import FamilySpec
 
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--data", type=click.Path(path_type=Path), help="Images to verify with, as a build takes them. Default: the family's sample.")
 @click.option("--images", "count", type=click.IntRange(min=1), help="Test images to verify with. Default: as many as take a minute.")
 @click.option("--random-weights", is_flag=True, help="Weights that nobody trained, for sizes and times.")
+@click.option("--profile", is_flag=True, help="Time every engine on this machine; the latencies go into the package.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of onnxruntime. Default: one for each physical core.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything that is random.")
 @format_options
@@ -52,8 +53,9 @@ def export(family: str, form: str, precision: str, out: Path, as_json: bool, **o
     )
     click.echo(f"{len(source.routes)} routes, verified on {described}", err=True)
     verdicts = export_as(
-        source, out, special, precision=precision, images=images, threads=options["threads"], listener=_tell
-    )
+        source, out, special, precision=precision, images=images, threads=options["threads"],
+        profile=_profile(source, options) if options["profile"] else None, listener=_tell,
+    )  # fmt: skip
     _report(out, precision, verdicts, as_json)
 
 
@@ -65,10 +67,18 @@ def _source(spec: FamilySpec, options: dict[str, Any]) -> Source:
     names = [name for text in options["names"] for name in text.split(",")]
     budget_ms = parse_latency_ms(options["latency"]) if options["latency"] is not None else None
     if options["random_weights"]:
-        source = random_source(spec, options["seed"], every=bool(names))
+        source = random_source(spec, options["seed"], names)
     else:
         source = tuned_source(spec, options["registry"] or default_root(), options["device"])
     return choose(source, names=names, frontier=options["frontier"], budget_ms=budget_ms)
+
+
+def _profile(source: Source, options: dict[str, Any]) -> Profile:
+    from klas_zoo.profiles.devices import resolve_device
+    from klas_zoo.profiles.latency import measure
+
+    device, shape = resolve_device("cpu"), source.facts.input_shape
+    return lambda engine: (measure(engine, device=device, input_shape=shape, threads=options["threads"]),)
 
 
 def _tell(stage: str, route: str) -> None:

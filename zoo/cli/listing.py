@@ -21,6 +21,7 @@ def list_engines(
 ) -> None:
     """Show the registered engines."""
     from klas_zoo.errors import UnknownName
+    from klas_zoo.latencies import with_profiles
     from klas_zoo.registry import Registry
 
     place = Registry.open(registry, create=False)
@@ -32,6 +33,7 @@ def list_engines(
         if wanted is not None and wanted not in known:
             raise UnknownName(kind, wanted, known, "Only what is registered can be listed.")
         engines = [one for one in engines if wanted in (None, str(getattr(one, kind)))]
+    engines = with_profiles(engines, place.root)
     if as_json:
         click.echo(json.dumps([one.to_json() for one in engines], sort_keys=True))
         return

@@ -18,6 +18,7 @@ from klas_zoo.cli.options import json_option, registry_option
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch size the latency was measured at.")
 @click.option("--min-accuracy", type=float, help="Lowest top-1, in per cent.")
 @click.option("--max-size", help="Largest file: 50MB, 48MiB or 900kB.")
+@click.option("--measured-only", is_flag=True, help="Refuse latencies that were interpolated or predicted by a roofline.")
 @click.option("--explain", is_flag=True, help="Show the runner-up on each side and what it would cost.")
 @registry_option
 @json_option

@@ -43,6 +43,7 @@ class _Batches(click.ParamType):
 @click.option("--cuda-graph", "graph", is_flag=True, help="Capture each network into a CUDA graph and replay it.")
 @click.option("--as", "name", help="Name of this kind of machine, to tell it from others: fleet-xeon.")
 @click.option("--predict", is_flag=True, help="Predict by a roofline what is not here to be measured.")
+@click.option("--count", is_flag=True, help="Measure nothing; show multiply-adds, parameters, memory traffic and peak activations of every block.")
 @click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Bursts in which each network is timed, in turn with the others.")
 @click.option("--min-runs", type=click.IntRange(min=1), default=100, show_default=True, help="Least runs of each network.")
 @click.option("--min-ms", type=click.FloatRange(min=0), default=1000, show_default=True, help="Least milliseconds each network is timed for.")
@@ -54,6 +55,8 @@ class _Batches(click.ParamType):
 def profile(context: click.Context, registry: Path | None, as_json: bool, family: str | None, **options: Any) -> None:
     """Measure what a family's routes cost on a device; export and import carry it elsewhere."""
     if context.invoked_subcommand is not None:
+        if family is not None or registry is not None:
+            raise UsageError(f"Options of klas-zoo profile {context.invoked_subcommand} stand after that word.")
         return
     if family is None:
         raise UsageError("Which family? For example: klas-zoo profile --family deit --device cpu.")
@@ -62,6 +65,9 @@ def profile(context: click.Context, registry: Path | None, as_json: bool, family
     from klas_zoo.registry import default_root
 
     spec = find_family(family)
+    if options["count"]:
+        _count(spec, as_json)
+        return
     store = ProfileStore.of(registry or default_root())
     found = _predicted(spec, store, options) if options["predict"] else _measured(spec, options)
     paths = store.add(found)
@@ -78,6 +84,19 @@ def profile(context: click.Context, registry: Path | None, as_json: bool, family
             click.echo(f"Noisy: {warning}", err=True)
     for path in paths:
         click.echo(f"Written: {path}")
+
+
+def _count(spec: Any, as_json: bool) -> None:
+    from klas_zoo.anchors import load_family
+    from klas_zoo.profiles.shapes import block_rows, count
+    from klas_zoo.tables import blocks_table, show
+
+    family = load_family(spec, random_weights=True)
+    rows = block_rows(count(family.chains, family.input_shape))
+    if as_json:
+        click.echo(json.dumps(rows, sort_keys=True))
+        return
+    show(blocks_table(rows))
 
 
 def _measured(spec: Any, options: dict[str, Any]) -> list[Profile]:

@@ -1,0 +1,329 @@
+"""Packages of DeiT Ti/S/B and 20 stitches, and of deit-micro, beside the plain way: a file and a session for each.
+
+    python benchmarks/packages.py export --work data/packages
+    python benchmarks/packages.py half --work data/packages
+    python benchmarks/packages.py runtime --work data/packages
+    python benchmarks/packages.py speed --work data/packages
+    python benchmarks/packages.py int8 --work data/packages --registry DIR --data data/cifar10
+
+Each part writes into results/packages.json what it measured, and leaves the other parts' figures there.
+DeiT's weights are drawn at random: sizes, times and memory are those of trained ones, accuracies mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from record import RESULTS, write_record
+
+from klas_zoo.exporters.package import Package
+
+MB = 1e6
+STITCHES = 20
+THREADS = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=[*PARTS, *INNER])
+    parser.add_argument("--work", type=Path, required=True, help="where packages are written")
+    parser.add_argument("--registry", type=Path, help="int8: the registry with a build of deit-micro")
+    parser.add_argument("--data", type=Path, help="int8: the folder of CIFAR-10")
+    parser.add_argument("--packed", default="none", help="inner")
+    arguments = parser.parse_args()
+    if arguments.part in INNER:
+        print(json.dumps(INNER[arguments.part](arguments)))
+        return
+    found = PARTS[arguments.part](arguments)
+    path = RESULTS / "packages.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    kept = {part: before[part] for part in PARTS if part in before}
+    write_record("packages", {**kept, arguments.part: found})
+    print(json.dumps(found, indent=1))
+
+
+def export(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Size, time and memory of the package, and of its parts as files of their own."""
+    out = arguments.work / "deit-fp32"
+    told = _export(out, "--family", "deit", "--random-weights", "--routes", ",".join(_routes()), "--images", "8")
+    empty = _inner("empty", arguments)
+    package = Package.open(out)
+    anchors = [one.parameters * 4 for one in package.routes if one.route.is_anchor]
+    size = sum(path.stat().st_size for path in out.iterdir())
+    separate = sum(one.parameters * 4 for one in package.routes)
+    return {
+        **told,
+        "routes": len(package.routes),
+        "package_mb": size / MB,
+        "anchors_mb": sum(anchors) / MB,
+        "package_over_anchors": size / sum(anchors),
+        "separate_files_over_anchors": separate / sum(anchors),
+        "largest_anchor_mb": max(anchors) / MB,
+        "peak_over_largest_anchor": told["peak_rss_mb"] * MB / max(anchors),
+        "peak_rss_mb_of_exporting_a_network_of_one_layer": empty["peak_rss_mb"],
+        "peak_beyond_that_over_largest_anchor": (told["peak_rss_mb"] - empty["peak_rss_mb"]) * MB / max(anchors),
+        "largest_difference_over_allowed": max(
+            one.verification.max_abs_difference / one.verification.tolerance for one in package.routes
+        ),
+    }
+
+
+def half(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same in fp16, beside the package of `export`."""
+    out = arguments.work / "deit-fp16"
+    routes = ",".join(one.name for one in Package.open(arguments.work / "deit-fp32", content=False).routes)
+    options = ("--family", "deit", "--random-weights", "--routes", routes, "--images", "2", "--precision", "fp16")
+    told = _export(out, *options)
+    sizes = [
+        sum(path.stat().st_size for path in (arguments.work / f"deit-{precision}").iterdir() if path.suffix == suffix)
+        for suffix in (".bin", ".onnx")
+        for precision in ("fp16", "fp32")
+    ]
+    package = Package.open(out)
+    return {
+        **told,
+        "weights_over_fp32": sizes[0] / sizes[1],
+        "weights_and_graphs_over_fp32": (sizes[0] + sizes[2]) / (sizes[1] + sizes[3]),
+        "smallest_cosine": min(one.verification.cosine for one in package.routes),
+        "largest_difference_over_allowed": max(
+            one.verification.max_abs_difference / one.verification.tolerance for one in package.routes
+        ),
+    }
+
+
+def runtime(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Memory of ten routes in one process, latency of a route beside a session of its own, and switching."""
+    found = {f"packed_{packed}": _inner("hold", arguments, "--packed", packed) for packed in ("none", "all")}
+    anchors = found["packed_none"]["anchors_mb"]
+    for one in found.values():
+        one["uss_over_anchors"] = one["uss_mb"] / anchors
+        one["pss_over_anchors"] = one["pss_mb"] / anchors
+    return found
+
+
+def hold(arguments: argparse.Namespace) -> dict[str, Any]:
+    """In a process of its own: opens ten routes, runs each, and looks at what it holds."""
+    from klas_zoo.profiles.devices import CPU_PROVIDER, open_session
+    from klas_zoo.runtime import ElasticSession
+
+    package = Package.open(arguments.work / "deit-fp32", content=False)
+    stitches = [one.name for one in package.routes if not one.route.is_anchor]
+    names = [one.name for one in package.routes if one.route.is_anchor] + stitches[:: len(stitches) // 7][:7]
+    images = np.random.default_rng(0).standard_normal((1, *package.manifest.family.input_shape), dtype=np.float32)
+    before = _memory()
+    started = time.perf_counter()
+    session = ElasticSession(package, threads=THREADS, routes=names, packed=arguments.packed)
+    opened = time.perf_counter() - started
+    for one in session.routes:
+        session.run(images, route=one.name)
+    after = _memory()
+    ratios = {}
+    for one in session.routes:
+        # in turns of blocks: the threads of a session that was just used spin for a while
+        blocks: dict[str, list[float]] = {"elastic": [], "alone": []}
+        for _ in range(2):
+            blocks["elastic"] += _block(partial(session.run, images, route=one.name))
+            alone = open_session(package.engine(one), CPU_PROVIDER, THREADS)
+            blocks["alone"] += _block(partial(alone.run, None, {"images": images}))
+            del alone
+        mine, own = (float(np.median(blocks[name])) for name in ("elastic", "alone"))
+        ratios[one.name] = {"elastic_ms": mine, "own_session_ms": own, "ratio": mine / own}
+    # what a switch costs: the same route again and again, and in turns with another
+    small, other = session.routes[0].name, session.routes[1].name
+    steady = np.median([_once(partial(session.run, images, route=small)) for _ in range(40)])
+    turns = []
+    for _ in range(40):
+        session.run(images, route=other)
+        turns.append(_once(partial(session.run, images, route=small)))
+    anchors = sum(one.parameters * 4 for one in package.routes if one.route.is_anchor)
+    return {
+        "routes": len(session.routes),
+        "anchors_mb": anchors / MB,
+        "open_s": opened,
+        **{f"{key}_mb": (after[key] - before[key]) / MB for key in after},
+        "median_ratio": float(np.median([one["ratio"] for one in ratios.values()])),
+        "largest_ratio": max(one["ratio"] for one in ratios.values()),
+        "latencies": ratios,
+        "switch_ms": float(np.median(turns) - steady),
+    }
+
+
+def speed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Stitches in onnxruntime beside torch eager, and beside what their multiply-adds say; batch 1."""
+    import torch
+
+    from klas_zoo.anchors import load_family
+    from klas_zoo.families import find_family
+    from klas_zoo.profiles.devices import CPU_PROVIDER, open_session
+    from klas_zoo.supernet import Supernet
+
+    torch.set_num_threads(THREADS)
+    package = Package.open(arguments.work / "deit-fp32", content=False)
+    stitches = [one for one in package.routes if not one.route.is_anchor][:: STITCHES // 6]
+    timed = [one for one in package.routes if one.route.is_anchor or one in stitches]
+    chains = load_family(find_family("deit"), random_weights=True).chains
+    network = Supernet(chains, [one.route for one in timed]).eval()
+    images = np.random.default_rng(0).standard_normal((1, *package.manifest.family.input_shape), dtype=np.float32)
+    tensor = torch.from_numpy(images)
+    found: dict[str, dict[str, float]] = {}
+    taken: dict[str, list[tuple[float, float]]] = {one.name: [] for one in timed}
+    for _ in range(3):  # rounds, so that a slow minute does not fall on one route
+        for one in timed:
+            session = open_session(package.engine(one), CPU_PROVIDER, THREADS)
+            feed = {"images": images}
+            with torch.inference_mode():
+                for turn in range(12):
+                    pair = (
+                        _once(partial(session.run, None, feed)),
+                        _once(partial(network, tensor, one.route)),
+                    )
+                    if turn >= 2:
+                        taken[one.name].append(pair)
+            del session
+    for one in timed:
+        ort_ms, torch_ms = np.median(taken[one.name], axis=0)
+        found[one.name] = {"onnxruntime_ms": ort_ms, "torch_eager_ms": torch_ms, "speedup": torch_ms / ort_ms}
+    by_name = {one.name: one for one in timed}
+    for one in stitches:
+        ends = [by_name[segment.anchor] for segment in one.route.segments]
+        (m0, m1), (t0, t1) = zip(*((end.macs, found[end.name]["onnxruntime_ms"]) for end in ends), strict=True)
+        expected = t0 + (one.macs - m0) / (m1 - m0) * (t1 - t0)
+        found[one.name]["over_share_of_macs"] = found[one.name]["onnxruntime_ms"] / expected
+    shares = [found[one.name]["over_share_of_macs"] for one in stitches]
+    return {
+        "routes": found,
+        "smallest_speedup_of_a_stitch": min(found[one.name]["speedup"] for one in stitches),
+        "median_speedup_of_stitches": float(np.median([found[one.name]["speedup"] for one in stitches])),
+        "over_share_of_macs": [min(shares), max(shares)],
+    }
+
+
+def int8(arguments: argparse.Namespace) -> dict[str, Any]:
+    """deit-micro in int8 over a whole test split, and its latency beside fp32's."""
+    from klas_zoo.profiles.devices import CPU_PROVIDER, open_session
+
+    packages = {}
+    for precision in ("fp32", "int8"):
+        out = arguments.work / f"micro-{precision}"
+        _export(
+            out, "--family", "deit-micro", "--registry", str(arguments.registry), "--frontier",
+            "--precision", precision, *(["--data", str(arguments.data)] if arguments.data else []), "--images", "10000",
+        )  # fmt: skip
+        packages[precision] = Package.open(out)
+    found = {}
+    for one in packages["int8"].routes:
+        seen = one.verification
+        row = {"images": seen.images, "top1_fp32": seen.reference_top1, "top1_int8": seen.top1, "lost": seen.lost}
+        row |= {"cosine": seen.cosine, "agreement": seen.top1_agreement}
+        for batch in (1, 32):
+            shape = (batch, *packages["int8"].manifest.family.input_shape)
+            images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+            sessions = [
+                open_session(packages[p].engine(packages[p].route(one.name)), CPU_PROVIDER, 1) for p in ("fp32", "int8")
+            ]
+            feed = {"images": images}
+            pairs = [[_once(partial(s.run, None, feed)) for s in sessions] for _ in range(60)][10:]
+            full, narrow = np.median(pairs, axis=0)
+            row[f"speedup_batch_{batch}"] = full / narrow
+        found[one.name] = row
+    sizes = {p: sum(f.stat().st_size for f in package.folder.glob("*.bin")) for p, package in packages.items()}
+    return {
+        "routes": found,
+        "left_out": [one.name for one in packages["fp32"].routes if one.name not in found],
+        "most_lost": max(row["lost"] for row in found.values()),
+        "weights_over_fp32": sizes["int8"] / sizes["fp32"],
+    }
+
+
+def empty(arguments: argparse.Namespace) -> dict[str, Any]:
+    """In a process of its own: what exporting costs before there is anything to export."""
+    import tempfile
+
+    from torch import nn
+
+    import klas_zoo.exporting  # noqa: F401  what the command imports
+    from klas_zoo.exporters.to_onnx import export
+
+    with tempfile.TemporaryDirectory() as folder:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+        export(network, (3, 4, 4), Path(folder) / "smallest.onnx", metadata={})
+    return {"peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB}
+
+
+PARTS = {"export": export, "half": half, "runtime": runtime, "speed": speed, "int8": int8}
+INNER = {"hold": hold, "empty": empty}
+
+
+def _routes() -> list[str]:
+    """The anchors, and 20 of SN-Net's stitches evenly spread from cheap to dear."""
+    done = subprocess.run(
+        [sys.executable, "-m", "klas_zoo", "routes", "--family", "deit", "--selector", "snnet", "--json"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    listed = json.loads(done.stdout)
+    stitches = [one["route"] for one in listed if one["target"] is not None]
+    chosen = [stitches[index * len(stitches) // STITCHES] for index in range(STITCHES)]
+    return [one["route"] for one in listed if one["target"] is None] + chosen
+
+
+def _export(out: Path, *options: str) -> dict[str, Any]:
+    """Runs the command as a process of its own; wall time, processor time and peak memory."""
+    subprocess.run(["rm", "-rf", str(out)], check=True)
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "klas_zoo", "export", "--out", str(out), *options],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(process.stderr.read() if process.stderr else "export failed")
+    return {
+        "wall_s": time.perf_counter() - started,
+        "processor_s": used.ru_utime + used.ru_stime,
+        "peak_rss_mb": used.ru_maxrss * 1024 / MB,
+    }
+
+
+def _inner(part: str, arguments: argparse.Namespace, *options: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, __file__, part, "--work", str(arguments.work), *options],
+        check=True, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _memory() -> dict[str, float]:
+    """Of this process, in bytes: private to it (USS), its share of all (PSS), and what no file holds (anonymous)."""
+    found: dict[str, float] = {}
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]:
+        name, value, *_ = line.split()
+        found[name.rstrip(":")] = 1024 * float(value)
+    private = found["Private_Clean"] + found["Private_Dirty"]
+    return {"uss": private, "pss": found["Pss"], "anonymous": found["Anonymous"]}
+
+
+def _block(run: Any) -> list[float]:
+    for _ in range(3):
+        run()
+    return [_once(run) for _ in range(12)]
+
+
+def _once(run: Any) -> float:
+    started = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

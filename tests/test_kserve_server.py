@@ -1,0 +1,61 @@
+"""KServe's real server with a family as its model, asked by Triton's client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import packages
+import pytest
+from protocol import ask, client_of, images, route_of, torchs_logits
+from server_processes import ROOT, Server, environment, free_ports, running
+from tritonclient.utils import InferenceServerException
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    venv = environment("kserve")
+    folder = tmp_path_factory.mktemp("kserve")
+    package = packages.write_package(folder / "package")
+    ports = free_ports(2)
+    command = [
+        venv / "bin" / "python", ROOT / "tests" / "kserve_loopback.py", "--package", package.folder, "--threads", "1",
+        "--model_name", "made-up", "--http_port", ports[0], "--grpc_port", ports[1],
+    ]  # fmt: skip
+    with running(command, ports, folder / "kserve.log") as server:
+        yield server
+
+
+@pytest.fixture(params=["http", "grpc"])
+def client(request: pytest.FixtureRequest, server: Server) -> Iterator[Any]:
+    with client_of(request.param, server) as client:
+        yield client
+
+
+@pytest.mark.parametrize("route", packages.ROUTES, ids=str)
+def test_the_route_that_is_asked_for_answers_what_torch_answers(client: Any, route: Any) -> None:
+    asked = images(3)
+    answer = ask(client, "made-up", asked, route=str(route))
+    np.testing.assert_allclose(answer.as_numpy("logits"), torchs_logits(route, asked), atol=1e-4)
+    assert route_of(answer) == str(route)
+
+
+def test_a_request_with_a_budget_is_answered_by_the_route_that_fits(client: Any) -> None:
+    assert route_of(ask(client, "made-up", images(1), latency_ms=60_000)) == "wide"
+    with pytest.raises(InferenceServerException, match="No route answers 1 image within"):
+        ask(client, "made-up", images(1), latency_ms="1ns")
+
+
+def test_a_request_that_says_nothing_is_answered_by_the_most_accurate_route(client: Any) -> None:
+    asked = images(2)
+    answer = ask(client, "made-up", asked, binary=False)
+    np.testing.assert_allclose(answer.as_numpy("logits"), torchs_logits(packages.WIDE, asked), atol=1e-4)
+    assert route_of(answer) == "wide"
+
+
+def test_what_cannot_be_answered_is_refused_with_the_reason(client: Any) -> None:
+    with pytest.raises(InferenceServerException, match="did you mean slim"):
+        ask(client, "made-up", images(1), route="slimm")
+    with pytest.raises(InferenceServerException, match=r"Images are \(B, 3, 16, 16\)"):
+        ask(client, "made-up", np.zeros((1, 3, 8, 8), np.float32))
