@@ -314,8 +314,8 @@ def run_family(name: str, arguments: argparse.Namespace) -> None:
                 run_selector(job, selector, measured, folder / "runs.csv")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def parse(description: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 (prepare_cifar10.py makes it)")
     parser.add_argument("--families", nargs="+", default=["deit-micro"], help="names or family files")
     parser.add_argument("--selectors", nargs="+", default=[*SELECTORS, *OTHERS])
@@ -326,7 +326,11 @@ def main() -> None:
     parser.add_argument("--heldout-images", type=int, default=2_000)
     parser.add_argument("--fit-images", type=int, default=2_000, help="that stitching layers are fitted to")
     parser.add_argument("--test-images", type=int, default=5_000)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse(__doc__)
     for name in arguments.families:
         run_family(name, arguments)
     selector_report.main()

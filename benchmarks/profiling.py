@@ -128,7 +128,8 @@ def agreement(arguments: argparse.Namespace) -> dict[str, Any]:
         medians = _compared(ours, plain, images, arguments)
         found[name] = {**medians, "ratios": {key: medians["ours"] / ms for key, ms in medians.items()}}
         print(f"{arguments.family} {name}: " + ", ".join(f"{key} {ms:.4g} ms" for key, ms in medians.items()))
-    return {f"agreement {arguments.family} batch {arguments.batch} threads {arguments.threads}": found}
+    part = {"networks": found, "load_after": os.getloadavg()[0]}
+    return {f"agreement {arguments.family} batch {arguments.batch} threads {arguments.threads}": part}
 
 
 def _compared(

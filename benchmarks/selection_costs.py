@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from record import write_record
+from record import RESULTS, write_record
 from torch import Tensor, nn
 
 from klas_zoo.anchors import Family, load_family
@@ -46,6 +46,7 @@ from klas_zoo.supernet import Step, Supernet, steps_of
 from klas_zoo.tuner import tune
 from klas_zoo.tuning import PRESETS
 
+IMAGES = 32  # per pass of scoring; the ratio does not depend on it
 PAIRS = (("tiny", "small"), ("small", "base"))
 
 
@@ -76,7 +77,7 @@ def made_up(count: int, batch: int, shape: tuple[int, ...], classes: int) -> lis
 
 
 def scoring(family: Family, repeats: int) -> dict[str, Any]:
-    batches = made_up(64, 16, family.input_shape, family.num_classes)
+    batches = made_up(IMAGES, 16, family.input_shape, family.num_classes)
 
     def forward_passes() -> None:
         with torch.inference_mode():
@@ -87,7 +88,7 @@ def scoring(family: Family, repeats: int) -> dict[str, Any]:
         probes = train_probes(family.chains, [iter(batches)], ProbeSettings(epochs=1))
         measure_similarities(family.chains, probes, batches)
 
-    return {"images": 64, "batch": 16, **ratios(score, forward_passes, repeats)}
+    return {"images": IMAGES, "batch": 16, **ratios(score, forward_passes, repeats)}
 
 
 def peak_memory(images: int) -> int:
@@ -210,9 +211,11 @@ def step_macs(step: Step, family: Family, parts: dict[str, ChainCost]) -> int:
 
 
 def tuning(repeats: int, steps: int = 30) -> dict[str, Any]:
-    """Multiply-adds a second of tuning deit-micro's stitches against training its anchors, all in fp32.
+    """Multiply-adds a second of tuning deit-micro's stitches against plain training of the same modules, in fp32.
 
-    A training step is counted as three forward passes, the teacher's as one.
+    Both go through the same routes in the same order. Plain training sees each as a network of its own, learns
+    from labels alone and has a plain AdamW. A training step is counted as three forward passes, the teacher's,
+    which only tuning has, as one.
     """
     family = load_family(find_family("deit-micro"))
     cost_of = route_costs(family)
@@ -220,48 +223,57 @@ def tuning(repeats: int, steps: int = 30) -> dict[str, Any]:
     routes = [Route.stitch(f, i, g, i, 8) for f, g in PAIRS for i in range(1, 8)]
     anchors = [Route.anchor(name, chain.depth) for name, chain in chains.items()]
     supernet = Supernet(chains, [*anchors, *routes])
+    networks = {route: supernet.network(route) for route in supernet.routes}
     batch = made_up(64, 64, family.input_shape, family.num_classes)[0]
     settings = replace(PRESETS["quick"], precision="fp32", seed=0)
     draw = random.Random(settings.seed)
-    macs = {route: cost_of(route).macs for route in supernet.routes}
-    tuned = sum(3 * macs[draw.choice(supernet.routes)] + macs[anchors[-1]] for _ in range(steps))
+    order = [draw.choice(supernet.routes) for _ in range(steps)]
+    trained = sum(3 * cost_of(route).macs for route in order)
     optimiser = torch.optim.AdamW(supernet.parameters(), lr=1e-5)
 
     def train() -> None:
-        for step in range(steps):
-            loss = F.cross_entropy(supernet(batch[0], anchors[step % len(anchors)]), batch[1])
+        for route in order:
+            loss = F.cross_entropy(networks[route](batch[0]), batch[1])
             loss.backward()
-            nn.utils.clip_grad_norm_(supernet.parameters(), 5.0)
             optimiser.step()
             optimiser.zero_grad()
 
-    trained = sum(3 * macs[anchors[step % len(anchors)]] for step in range(steps))
     found = ratios(train, lambda: tune(supernet, itertools.repeat(batch), steps, settings), repeats)
+    tuned = trained + steps * cost_of(anchors[-1]).macs
     return {**found, "median_throughput_ratio": found["median_ratio"] * tuned / trained}
+
+
+PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "scoring": lambda repeats: scoring(deit(), repeats),
+    "peak_memory_bytes": lambda repeats: {str(count): peak_memory(count) for count in (500, 4_000)},
+    "cka": cka,
+    "evaluation": lambda repeats: evaluation(deit(), repeats),
+    "tuning": tuning,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="the rest stays as it was")
     arguments = parser.parse_args()
-    family = deit()
-    found = {
-        "scoring": scoring(family, arguments.repeats),
-        "peak_memory_bytes": {str(count): peak_memory(count) for count in (500, 4_000)},
-        "cka": cka(arguments.repeats),
-        "evaluation": evaluation(family, arguments.repeats),
-        "tuning": tuning(arguments.repeats),
-    }
-    path = write_record("selection_costs", found)
-    memory = found["peak_memory_bytes"]
-    print(f"scoring / forward passes: {found['scoring']['median_ratio']:.3f}")
-    print("peak memory: " + ", ".join(f"{count} images {size / 1e6:.0f} MB" for count, size in memory.items()))
-    print(f"loop over pairs / CKA of all pairs: {found['cka']['median_ratio']:.1f}")
-    shared = found["evaluation"]
-    print(f"evaluating {shared['routes']} routes: {shared['share_left']:.3f} of the multiply-adds of one by one, "
-          f"{shared['median_time_ratio']:.3f} of the time these take in plain forward passes")
-    print(f"tuning / plain training, multiply-adds a second: {found['tuning']['median_throughput_ratio']:.3f}")
-    print(json.dumps({"written": str(path)}))
+    file = RESULTS / "selection_costs.json"
+    before = json.loads(file.read_text()) if file.exists() else {}
+    found = {name: before[name] for name in PARTS if name in before}
+    for name in arguments.parts:
+        found[name] = PARTS[name](arguments.repeats)
+    write_record("selection_costs", found)
+    if "scoring" in found:
+        print(f"scoring / forward passes: {found['scoring']['median_ratio']:.3f}")
+    if memory := found.get("peak_memory_bytes"):
+        print("peak memory: " + ", ".join(f"{count} images {size / 1e6:.0f} MB" for count, size in memory.items()))
+    if "cka" in found:
+        print(f"loop over pairs / CKA of all pairs: {found['cka']['median_ratio']:.1f}")
+    if shared := found.get("evaluation"):
+        print(f"evaluating {shared['routes']} routes: {shared['share_left']:.3f} of the multiply-adds of one by one, "
+              f"{shared['median_time_ratio']:.3f} of the time these take in plain forward passes")
+    if "tuning" in found:
+        print(f"tuning / plain training, multiply-adds a second: {found['tuning']['median_throughput_ratio']:.3f}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,15 @@ def spearman(scores: Sequence[float], top1: Sequence[float]) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
+def spearman_by_bucket(scored: Iterable[dict[str, Any]]) -> float:
+    """Spearman of −score with top-1 inside each bucket of at least four candidates, averaged."""
+    buckets: dict[Any, list[tuple[float, float]]] = defaultdict(list)
+    for one in scored:
+        buckets[one["bucket"]].append((-one["score"], one["top1"]))
+    each = [spearman(*zip(*inside, strict=True)) for inside in buckets.values() if len(inside) >= 4]
+    return float(np.nanmean(each)) if each else float("nan")
+
+
 def _ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum()
@@ -99,7 +108,7 @@ class Family:
     """The tables of one family and what follows from them."""
 
     def __init__(self, folder: Path) -> None:
-        self.name = folder.name
+        self.name, self.folder = folder.name, folder
         self.about = (folder / "candidates.csv").open().readline().lstrip("# ").strip()
         self.candidates = read(folder / "candidates.csv")
         self.runs = by(read(folder / "runs.csv"), "selector", "seed")
@@ -144,35 +153,40 @@ class Family:
         return self.each(selector, count)
 
     def correlation(self, score: str, *, after_tuning: bool) -> list[float]:
-        """Spearman of −score with top-1, per bucket of at least four candidates, averaged; one value per seed."""
+        """Spearman of −score with top-1 by bucket, one value per seed."""
         found = []
         for seed, rows in by((r for r in self.candidates if r["target"]), "seed").items():
             if after_tuning and ("all", seed) not in self.runs:
                 continue
             tuned = {row["route"]: float(row["top1"]) for row in self.runs.get(("all", seed), [])}
-            each = []
-            for inside in by(rows, "source", "target", "bucket").values():
-                known = [row for row in inside if row[f"score {score}"]]
-                if len(known) >= 4:
-                    top1 = [tuned[r["route"]] if after_tuning else float(r["top1"]) for r in known]
-                    each.append(spearman([-float(r[f"score {score}"]) for r in known], top1))
-            if each:
-                found.append(float(np.nanmean(each)))
+            known = [
+                {
+                    "score": float(row[f"score {score}"]),
+                    "top1": tuned[row["route"]] if after_tuning else float(row["top1"]),
+                    "bucket": (row["source"], row["target"], row["bucket"]),
+                }
+                for row in rows
+                if row[f"score {score}"]
+            ]
+            if known:
+                found.append(spearman_by_bucket(known))
         return found
 
     def share_of_best(self, selector: str) -> list[float]:
         """Buckets whose best candidate after tuning (in the supernet of all) the selector chose, per cent."""
 
-        def share(seed: str) -> float:
-            if ("all", seed) not in self.runs:
-                return float("nan")
-            everything = [row for row in self.runs["all", seed] if row["target"]]
-            chosen = {row["route"] for row in self.runs[selector, seed]}
-            groups = by(everything, "source", "target", "bucket").values()
-            best = [max(inside, key=lambda row: float(row["top1"]))["route"] for inside in groups]
-            return 100 * sum(route in chosen for route in best) / len(best)
+        return self.each(
+            selector, lambda seed: self.share_of_best_of({row["route"] for row in self.runs[selector, seed]}, seed)
+        )
 
-        return self.each(selector, share)
+    def share_of_best_of(self, chosen: Set[str], seed: str) -> float:
+        """The same of any set of routes; NaN where not all candidates were tuned together."""
+        if ("all", seed) not in self.runs:
+            return float("nan")
+        everything = [row for row in self.runs["all", seed] if row["target"]]
+        groups = by(everything, "source", "target", "bucket").values()
+        best = [max(inside, key=lambda row: float(row["top1"]))["route"] for inside in groups]
+        return 100 * sum(route in chosen for route in best) / len(best)
 
     def cascade_curve(self) -> list[Point]:
         rows = [row for row in self.cascades if row["seed"] == self.seeds[0]]
@@ -213,7 +227,30 @@ def markdown(family: Family) -> str:
     for name in family.scores:
         values = [shown(family.correlation(name, after_tuning=tuned), 2, sign=True) for tuned in (False, True)]
         lines.append(f"| {name} | {values[0]} | {values[1]} |")
-    return "\n".join([*lines, "", f"Measured on: `{family.about}`", ""])
+    return "\n".join([*lines, *ablations(family.folder / "ablations.csv"), "", f"Measured on: `{family.about}`", ""])
+
+
+def ablations(file: Path) -> list[str]:
+    """A table of what ablations.py wrote, if it did."""
+    if not file.exists():
+        return []
+    lines = [
+        "",
+        "| setting | value | selector | stitches | area, all tuned together | Spearman | best of the buckets found |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    columns = ("stitches", "area", "spearman", "share of best")
+    for key, rows in by(read(file), "ablation", "value", "selector").items():
+        values = {name: [float(row[name]) for row in rows] for name in columns}
+        cells = [
+            *key,
+            shown(values["stitches"], 0),
+            shown(values["area"]),
+            shown(values["spearman"], 2, sign=True),
+            f"{shown(values['share of best'], 1)} %",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def draw(family: Family, path: Path, selectors: Sequence[str]) -> None:

@@ -5,10 +5,13 @@
 
 All three learn in one loop from the labels of the same augmented batches. With `--hints` above 0, the
 default, the two cheaper networks also learn features: after the stem and every block a linear map of their
-own is drawn to those of the next dearer anchor (Romero et al. 2015, "FitNets", arXiv:1412.6550). The maps
-are thrown away; what they leave is a family whose blocks can be stitched. With `--hints 0` the three know
-nothing of each other. `--distillation` adds the base network's current answers as a teacher (Zhang et al.
-2018, "Deep Mutual Learning", arXiv:1706.00384, in one direction).
+own is drawn to those of the next dearer anchor (Romero et al. 2015, "FitNets", arXiv:1412.6550). With
+`--stitches` N above 0 every step also draws N stitches (i, i) of each two neighbours, whose stitching layers
+learn along, and adds their losses (as the members of a supernet learn: Yu et al. 2019, "Slimmable Neural
+Networks", arXiv:1812.08928). The maps and these layers are thrown away; what they leave is a family whose
+blocks know each other's features. With both at 0 the three know nothing of each other. `--distillation` adds
+the base network's current answers as a teacher (Zhang et al. 2018, "Deep Mutual Learning", arXiv:1706.00384,
+in one direction).
 
 Matrices of the blocks are updated by Muon, everything else by AdamW, both on a one-cycle schedule; bf16
 autocast. The training images that ship as the sample are left out, so that a build sees them as new. A
@@ -27,6 +30,7 @@ import json
 import math
 import os
 import platform
+import random
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -40,7 +44,14 @@ from timm.layers import set_fused_attn
 from torchvision.datasets import CIFAR10
 
 import klas_zoo.micro  # noqa: F401  registers the anchors with timm
+from klas_zoo.anchors import Family
 from klas_zoo.architectures import to_chain
+from klas_zoo.chains import Chain
+from klas_zoo.costs import route_costs
+from klas_zoo.evaluation import evaluate
+from klas_zoo.routes import Route
+from klas_zoo.selection.candidates import candidates_of
+from klas_zoo.supernet import Supernet
 
 SHIFT = 3  # pixels
 SAMPLE = 4_000  # training images that make_sample.py takes, with its default seed
@@ -107,20 +118,30 @@ def split_parameters(model: torch.nn.Module) -> tuple[list, list, list]:
     return matrices, weights, rest
 
 
-def make_hints(chains) -> torch.nn.ModuleList:
+def make_hints(chains: dict[str, Chain]) -> torch.nn.ModuleList:
     """For every anchor but the dearest one linear map per position to the next dearer one's width."""
     return torch.nn.ModuleList(
         torch.nn.ModuleList(torch.nn.Linear(low.width(k), high.width(k)) for k in range(low.depth + 1))
-        for low, high in itertools.pairwise(chains)
+        for low, high in itertools.pairwise(chains.values())
     )
 
 
-def make_optimisers(models, hints, arguments) -> list[torch.optim.Optimizer]:
+def make_supernet(chains: dict[str, Chain]) -> tuple[Supernet, list[list[Route]]]:
+    """The anchors with a stitching layer for every (i, i) between two neighbours; these stitches by pair."""
+    cost_of = route_costs(Family.of("anchors", chains, {}))
+    by_pair = [
+        [c.route for c in candidates_of(chains, pair, lambda route: cost_of(route).macs, buckets=1) if c.i == c.j]
+        for pair in itertools.pairwise(chains)
+    ]
+    return Supernet(chains, itertools.chain.from_iterable(by_pair)), by_pair
+
+
+def make_optimisers(models, helpers, arguments) -> list[torch.optim.Optimizer]:
     kinds = zip(*map(split_parameters, models), strict=True)
     matrices, weights, rest = ([p for part in parts for p in part] for parts in kinds)
     adam = torch.optim.AdamW(
         [
-            {"params": [*weights, *hints.parameters()], "weight_decay": arguments.weight_decay},
+            {"params": [*weights, *helpers.parameters()], "weight_decay": arguments.weight_decay},
             {"params": rest, "weight_decay": 0.0},
         ],
         lr=arguments.lr, betas=(0.9, 0.99),
@@ -144,20 +165,28 @@ def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor)
     return 100 * hits / len(labels)
 
 
-def losses(chains, hints, images, labels, arguments) -> torch.Tensor:
-    """Cross-entropy for all; for the cheaper ones hints, and KL from the dearest one's answer."""
+def losses(supernet: Supernet, hints, routes: list[Route], images, labels, arguments) -> torch.Tensor:
+    """Cross-entropy of every anchor and of the drawn stitches, whose first blocks are the anchors' own pass.
+
+    Each pair's stitches count together as much as one anchor. The cheaper anchors also learn from hints, and
+    from the dearest one's answer.
+    """
     with torch.autocast("cpu", torch.bfloat16):
-        walks = [list(chain.walk(images)) for chain in chains]
-        logits = [chain.head(walk[-1]).float() for chain, walk in zip(chains, walks, strict=True)]
+        walks = {name: list(chain.walk(images)) for name, chain in named_chains(supernet)}
+        logits = [supernet.chain(name).head(walk[-1]).float() for name, walk in walks.items()]
+        stitched = [finish(supernet, route, walks).float() for route in routes]
     target = F.log_softmax(logits[-1].detach(), 1)
     total = logits[-1].new_zeros(())
     for answer in logits:
         total = total + F.cross_entropy(answer, labels, label_smoothing=arguments.smoothing)
+    for answer in stitched:
+        share = 1 / arguments.stitches
+        total = total + share * F.cross_entropy(answer, labels, label_smoothing=arguments.smoothing)
     for answer in logits[:-1]:
         divergence = F.kl_div(F.log_softmax(answer, 1), target, log_target=True, reduction="batchmean")
         total = total + arguments.distillation * divergence
     if arguments.hints:
-        for maps, (low, high) in zip(hints, itertools.pairwise(walks), strict=True):
+        for maps, (low, high) in zip(hints, itertools.pairwise(walks.values()), strict=True):
             left = [unexplained(m(x.float()), y.detach().float()) for m, x, y in zip(maps, low, high, strict=True)]
             total = total + arguments.hints * torch.stack(left).mean()
     return total
@@ -167,6 +196,27 @@ def unexplained(guess: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """Share of the variance of features (B, N, D) that a guess of them leaves, about 0..1."""
     centred = features - features.mean((0, 1))
     return (guess - features).square().mean() / centred.square().mean()
+
+
+def named_chains(supernet: Supernet) -> list[tuple[str, Chain]]:
+    return [(name.removeprefix("anchor_"), chain) for name, chain in supernet.chains.items()]
+
+
+def finish(supernet: Supernet, route: Route, walks: dict[str, list[torch.Tensor]]) -> torch.Tensor:
+    """Logits of a stitch whose source's features are known."""
+    (seam,) = route.seams
+    target = supernet.chain(seam.target)
+    features = supernet.stitch(seam)(walks[seam.source][seam.i])
+    for block in target.blocks[seam.j :]:
+        features = block(features)
+    return target.head(features)
+
+
+def stitched_accuracy(supernet: Supernet, by_pair: list[list[Route]], images, labels) -> list[dict]:
+    """Top-1 of every stitch with the layers that learned along, per cent."""
+    batches = ((normalise(x), y) for x, y in zip(images.split(500), labels.split(500), strict=True))
+    found = evaluate(supernet.eval(), supernet.routes, batches) if supernet.routes else {}
+    return [{str(route): found[route] for route in pair} for pair in by_pair]
 
 
 def main() -> None:
@@ -181,6 +231,7 @@ def main() -> None:
     parser.add_argument("--smoothing", type=float, default=0.1)
     parser.add_argument("--distillation", type=float, default=0.0, help="weight of the base network's answers")
     parser.add_argument("--hints", type=float, default=1.0, help="weight of the features' part of the loss")
+    parser.add_argument("--stitches", type=int, default=0, help="of each two neighbours, drawn at every step")
     parser.add_argument("--cutout", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="use only so many training images")
@@ -194,9 +245,11 @@ def main() -> None:
     test_images, test_labels = load(arguments.data, train=False)
     names = [f"{arguments.family.replace('-', '_')}_{size}" for size in SIZES]
     models = [timm.create_model(name).to(memory_format=torch.channels_last) for name in names]
-    chains = [to_chain(model, (3, 32, 32)) for model in models]
+    chains = {size: to_chain(model, (3, 32, 32)) for size, model in zip(SIZES, models, strict=True)}
     hints = make_hints(chains)
-    optimisers = make_optimisers(models, hints, arguments)
+    supernet, by_pair = make_supernet(chains)
+    helpers = torch.nn.ModuleList([hints, supernet.stitches])
+    optimisers = make_optimisers(models, helpers, arguments)
     steps_per_epoch = len(images) // arguments.batch
     total = steps_per_epoch * arguments.epochs
     warm = max(1, total // 20)
@@ -208,13 +261,15 @@ def main() -> None:
 
     schedulers = [torch.optim.lr_scheduler.LambdaLR(o, rate) for o in optimisers]
     generator = torch.Generator().manual_seed(arguments.seed)
+    draw = random.Random(arguments.seed)
     history: list[dict] = []
     checkpoint = arguments.out / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        for thing, saved in zip((*models, hints, *optimisers, *schedulers), state["parts"], strict=True):
+        for thing, saved in zip((*models, helpers, *optimisers, *schedulers), state["parts"], strict=True):
             thing.load_state_dict(saved)
         generator.set_state(state["generator"])
+        draw.setstate((state["draw"][0], tuple(state["draw"][1]), state["draw"][2]))
         history = state["history"]
 
     for epoch in range(len(history), arguments.epochs):
@@ -224,7 +279,8 @@ def main() -> None:
         order = torch.randperm(len(images), generator=generator)
         for chosen in order[: steps_per_epoch * arguments.batch].split(arguments.batch):
             augmented = augment(images[chosen], generator, arguments.cutout)
-            loss = losses(chains, hints, augmented, labels[chosen], arguments)
+            routes = [route for pair in by_pair for route in draw.sample(pair, arguments.stitches)]
+            loss = losses(supernet, hints, routes, augmented, labels[chosen], arguments)
             loss.backward()
             for optimiser, scheduler in zip(optimisers, schedulers, strict=True):
                 optimiser.step()
@@ -240,8 +296,9 @@ def main() -> None:
         history.append(row)
         print(json.dumps(row), flush=True)
         state = {
-            "parts": [t.state_dict() for t in (*models, hints, *optimisers, *schedulers)],
+            "parts": [t.state_dict() for t in (*models, helpers, *optimisers, *schedulers)],
             "generator": generator.get_state(),
+            "draw": draw.getstate(),
             "history": history,
         }
         torch.save(state, checkpoint.with_suffix(".tmp"))
@@ -258,6 +315,7 @@ def main() -> None:
         print(name, report[name], flush=True)
     record = {
         "anchors": report,
+        "stitches": stitched_accuracy(supernet, by_pair, test_images, test_labels) if arguments.stitches else [],
         "settings": {k: v for k, v in vars(arguments).items() if k not in ("data", "out")},
         "history": history,
         "hours": sum(row["seconds"] for row in history) / 3600,

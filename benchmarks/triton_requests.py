@@ -168,7 +168,8 @@ def main() -> None:
     numbers = {
         "requests": options.requests, "clients": options.clients, "pause_ms": options.pause_ms,
         "seed": options.seed, "routes_asked": asked,
-        "routes_loaded_and_unloaded": changed, "images": described, "right": traffic.counts["right"],
+        "routes_loaded_and_unloaded": changed, "images": f"{len(references.images)} of {described}",
+        "weights": source.facts.weights, "right": traffic.counts["right"],
         "wrong": traffic.counts["wrong"], "lost": lost, "lost_because": dict(traffic.lost),
         "images_sent": traffic.counts["images"], "loads": traffic.counts["loads"],
         "unloads": traffic.counts["unloads"], "seconds": seconds, "requests_per_s": options.requests / seconds,

@@ -148,7 +148,9 @@ def _configuration(
 ) -> Any:
     trt = library.module
     config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)
+    tf32 = trt.BuilderFlag.__members__.get("TF32")
+    if tf32 is not None:
+        config.clear_flag(tf32)
     if settings.strip:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)

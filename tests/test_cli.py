@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from made_up import filled_registry
 
 from klas_zoo.cli import main
+from klas_zoo.cli.options import selection_settings
 from klas_zoo.families import builtin_families
 
 
@@ -179,3 +180,15 @@ def test_nothing_that_fits_names_the_nearest(tmp_path: Path) -> None:
     code, _, error = run("pick", "--latency", "1us", "--registry", tmp_path)
     assert code == 1
     assert "the nearest is" in error
+
+
+@pytest.mark.parametrize(
+    ("selector", "direction", "expected"),
+    [(None, None, "both"), ("klas", None, "up"), ("klas", "down", "down"), (None, "up", "up")],
+)
+def test_a_selector_that_is_named_goes_up_and_none_goes_as_the_family_says(
+    selector: str | None, direction: str | None, expected: str
+) -> None:
+    options = {"selector": selector, "direction": direction, "buckets": 20, "tolerance": 0.05, "pairs": ()}
+    found = selection_settings(builtin_families()["deit-micro"], {**options, "most": None, "seed": 0})
+    assert (found.selector, found.direction) == ("klas", expected)

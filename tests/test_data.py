@@ -171,7 +171,7 @@ def too_few_images(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("fill", "sentence"),
     [
-        (nothing, r"holds neither train/ and val/ \(or test/\) with a folder a class, nor cifar-10-batches-py\."),
+        (nothing, r"holds neither train/ and val/ \(or test/\) with a folder a class, nor cifar-10-batches-py, nor"),
         (other_classes, r"train and val have other classes; one has 'bee', one has not\."),
         (no_classes, r"train has no usable classes: "),
         (empty_class, r"train has no usable classes: .*cow"),

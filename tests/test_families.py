@@ -35,7 +35,7 @@ def written(folder: Path, text: str) -> Path:
 def test_a_family_file_without_extras_has_their_defaults(tmp_path: Path) -> None:
     spec = read_family(written(tmp_path, GOOD))
     assert (spec.name, spec.input_shape, spec.num_classes) == ("mine", (3, 224, 224), 100)
-    assert (spec.description, spec.preset, spec.sample) == ("", "quick", None)
+    assert (spec.description, spec.preset, spec.direction, spec.sample) == ("", "quick", "up", None)
     assert spec.anchors == (
         AnchorSpec(name="tiny", model="deit_tiny_patch16_224", checkpoint=None, arguments={}),
         AnchorSpec(name="small", model="deit_small_patch16_224", checkpoint=None, arguments={}),
@@ -96,6 +96,7 @@ ONE = '[[anchors]]\nname = "tiny"\nmodel = "deit_tiny_patch16_224"\n'
         (GOOD.replace("[3, 224, 224]", "[3, 2.0, 2]"), "input_shape is [channels, height, width], not [3, 2.0, 2]."),
         (GOOD.replace("[3, 224, 224]", "224"), "input_shape must be an array, not 224."),
         ('preset = "slow"\n' + GOOD, "preset is one of quick, paper, not 'slow'."),
+        ('direction = "left"\n' + GOOD, "direction is one of up, down, both, not 'left'."),
         ("description = 3\n" + GOOD, "description must be a string, not 3."),
         (GOOD + "checkpoint = 3\n", "mine.toml, anchor 2: checkpoint must be a string, not 3."),
         (GOOD + 'arguments = "drop"\n', "mine.toml, anchor 2: arguments must be a table, not 'drop'."),

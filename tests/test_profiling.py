@@ -228,6 +228,7 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "a precision the runtime lacks": (["--family", "deit", "--precision", "int8"], 2, "it has fp32"),
     "batch sizes that are none": (["--family", "deit", "--batch", "1,x"], 2, "no list of batch sizes such as 1,8,32"),
     "a batch of zero": (["--family", "deit", "--batch", "0"], 2, "no list of batch sizes"),
+    "options before a subcommand": (["--family", "deit", "export", "out.json"], 2, "stand after that word"),
     "nothing to export": (["export", "out.json"], 1, "There are no measured profiles in"),
     "a file that is not there": (["import", "none.json"], 1, "none.json cannot be read"),
 }  # fmt: skip

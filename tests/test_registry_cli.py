@@ -74,7 +74,7 @@ def test_check_ends_with_1_on_damage_and_with_0_on_orphans(registry: Registry) -
     orphan = made_up.store(registry, b"orphan")
     code, out, _ = run(registry, "registry", "check")
     assert code == 0
-    assert out.splitlines()[0] == f"orphan     no engine has this file: {orphan} (6 B)"
+    assert out.splitlines()[0] == f"orphan     no build has this file: {orphan} (6 B)"
     assert out.endswith("1 files nobody refers to. klas-zoo registry gc deletes those.\n")
     path = registry.engines()[0].path
     path.write_bytes(b"TINY")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from itertools import combinations, pairwise
 
@@ -44,7 +45,8 @@ def drawn(
     generator = np.random.default_rng(seed)
     names = list(chains)
     between = {}
-    for f, g in [*combinations(names, 2), *((name, name) for name in names)]:
+    same = [(name, name) for name in names]
+    for f, g in [*combinations(names, 2), *same, *combinations(names[::-1], 2)]:
         between[f, g] = generator.uniform(0.01, 2, (chains[f].depth + 1, chains[g].depth + 1))
         if outputs and (f, g) in outputs:
             between[f, g][-1, -1] = outputs[f, g]
@@ -89,6 +91,48 @@ def by_hand(
         if j not in {entered for _, entered in reasons}:
             reasons[min((key for key in gamma if key[1] == j), key=gamma.__getitem__)] = "covers"
     return reasons
+
+
+def test_stitches_run_down_from_the_dearer_anchor_when_asked() -> None:
+    similarities = drawn(0)
+    found = select(CHAINS, similarities, cost, SelectionSettings(pairs=PAIR, direction="down"))
+    assert found.pairs == PAIR
+    assert {(c.source, c.target) for c in found.candidates} == {("base", "tiny")}
+    whole = {name: PER_BLOCK[name] * DEPTHS[name] for name in ("tiny", "base")}
+    expected = {
+        (i, j): price
+        for i in range(1, DEPTHS["base"] + 1)
+        for j in range(1, DEPTHS["tiny"])
+        if whole["tiny"]
+        < (price := i * PER_BLOCK["base"] + (DEPTHS["tiny"] - j) * PER_BLOCK["tiny"] + 0.25)
+        < whole["base"]
+    }
+    assert {(c.i, c.j): c.cost for c in found.candidates} == expected
+    for one in found.candidates:
+        assert one.mismatch == similarities.theta("base", one.i, "tiny", one.j)
+        assert one.capacity == similarities.theta("tiny", one.j, "tiny", one.j + 1)
+        assert one.bucket == math.floor(20 * (one.cost - whole["tiny"]) / (whole["base"] - whole["tiny"]))
+
+
+def test_both_directions_compete_in_the_same_buckets() -> None:
+    settings = SelectionSettings(pairs=PAIR, direction="both", tolerance=0.0)
+    both = select(CHAINS, drawn(0), cost, settings)
+    up, down = (select(CHAINS, drawn(0), cost, replace(settings, direction=way)) for way in ("up", "down"))
+    assert {c.route for c in both.candidates} == {c.route for c in (*up.candidates, *down.candidates)}
+    winners = {c.bucket: c for c in both.chosen if c.reason == "best"}
+    for bucket, winner in winners.items():
+        rivals = [c.score for c in (*up.candidates, *down.candidates) if c.bucket == bucket and c.score is not None]
+        assert winner.score == min(rivals)
+    assert len({c.source for c in winners.values()}) == 2
+    entered = {(c.target, c.j) for c in both.chosen}
+    assert entered == {(c.target, c.j) for c in both.candidates}
+
+
+def test_what_was_measured_from_cheap_to_dear_only_does_not_do_for_the_other_way() -> None:
+    similarities = drawn(0)
+    del similarities.between["base", "tiny"]
+    with pytest.raises(SelectionError, match="Θ from base to tiny was not measured: build again to stitch that way"):
+        select(CHAINS, similarities, cost, SelectionSettings(pairs=PAIR, direction="down"))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -334,5 +378,5 @@ def test_anchors_too_close_in_cost_for_any_stitch_are_told() -> None:
     def priced(route: Route) -> float:
         return {"tiny": 10.0, "small": 11.0, "base": 12.0}.get(str(route), 99.0)
 
-    with pytest.raises(SelectionError, match="No stitch of tiny → small or small → base costs more than its source"):
+    with pytest.raises(SelectionError, match="No stitch of tiny → small or small → base costs more than the one"):
         select(CHAINS, drawn(0), priced, SelectionSettings(pairs=(("tiny", "small"), ("small", "base"))))

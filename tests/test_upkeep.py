@@ -10,7 +10,7 @@ import pytest
 
 from klas_zoo import upkeep
 from klas_zoo.errors import RegistryError, UnknownName, UsageError
-from klas_zoo.registry import Registry, check_file
+from klas_zoo.registry import Registry, check_file, supernet_path
 from klas_zoo.tags import move_tag
 
 
@@ -113,6 +113,20 @@ def test_gc_deletes_orphans_and_cut_copies_and_leaves_all_else(registry: Registr
     assert stored(registry) == ["a"]
     assert all(path.read_text() == "mine" for path in kept)
     assert upkeep.collect(registry) == ([], [])
+
+
+def test_gc_keeps_the_supernet_of_a_family_as_long_as_it_has_builds(registry: Registry) -> None:
+    build(registry, "a")
+    kept = supernet_path(registry.root, "deit-micro", "cpu")
+    kept.parent.mkdir()
+    kept.write_text("tuned")
+    cut = kept.with_name(f".{kept.name}.0123abcd.part")
+    cut.touch()
+    _, garbage = upkeep.collect(registry)
+    assert [one.path for one in garbage] == [cut]
+    upkeep.remove(registry, "deit-micro")
+    assert kept in {one.path for one in upkeep.collect(registry)[1]}
+    assert not kept.exists()
 
 
 def test_gc_unlinks_a_link_but_not_what_it_points_to(registry: Registry, tmp_path: Path) -> None:

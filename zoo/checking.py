@@ -13,7 +13,7 @@ from klas_zoo import rows
 from klas_zoo.errors import DamagedRegistry
 from klas_zoo.records import EngineRecord
 from klas_zoo.registry import Registry, check_file
-from klas_zoo.upkeep import unreferenced
+from klas_zoo.upkeep import referred, unreferenced
 
 Kind = Literal["damaged", "dangling", "unreadable", "unverified", "orphan", "left over"]
 
@@ -65,12 +65,11 @@ def check(
             except (ValueError, TypeError, KeyError) as error:
                 what = f"engine {row['id']} of build {row['build_id']} cannot be understood: {error}"
                 findings.append(Finding(kind="unreadable", what=what))
-        kept = {row["sha256"] for row in connection.execute("SELECT sha256 FROM engines")}
-        for one in unreferenced(registry, kept):
+        for one in unreferenced(registry, referred(registry, connection)):
             findings.append(
                 Finding(
                     kind="left over" if one.left_over else "orphan",
-                    what="a copy that was cut short" if one.left_over else "no engine has this file",
+                    what="a copy that was cut short" if one.left_over else "no build has this file",
                     path=one.path,
                     size_bytes=one.size_bytes,
                 )

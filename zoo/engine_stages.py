@@ -268,10 +268,11 @@ class Keep(Stage[Path]):
 
     def run(self, work: Work) -> Path:
         ground, number = self.ground, self.registered.value
-        return tuned.keep(
-            self.registry.root, self.tuned.value, self.registry.build(number), number, self.timed.value,
-            len(ground.data.test), ground.family.data_config,
-        )  # fmt: skip
+        with self.registry.changing_files():  # else klas-zoo registry gc would take it for left over
+            return tuned.keep(
+                self.registry.root, self.tuned.value, self.registry.build(number), number, self.timed.value,
+                len(ground.data.test), ground.family.data_config,
+            )  # fmt: skip
 
     def save(self, result: Path, folder: Path) -> None:
         """It lies elsewhere."""

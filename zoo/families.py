@@ -20,9 +20,10 @@ import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from klas_zoo.errors import FamilyError, UnknownName
+from klas_zoo.routes import DIRECTIONS, Direction
 
 # a name becomes part of file names, route names and module keys
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -48,7 +49,8 @@ class AnchorSpec:
 class FamilySpec:
     """A family as its file describes it; `anchors` are ordered from cheap to dear.
 
-    `sample` is a folder of embedded images, for a family that brings its own.
+    `sample` is a folder of embedded images, for a family that brings its own; `direction` is the way its
+    stitches run unless the user says so.
     """
 
     name: str
@@ -57,6 +59,7 @@ class FamilySpec:
     num_classes: int
     anchors: tuple[AnchorSpec, ...]
     preset: str = "quick"
+    direction: Direction = "up"
     sample: Path | None = None
 
     def anchor(self, name: str) -> AnchorSpec:
@@ -116,6 +119,7 @@ def read_family(path: Path) -> FamilySpec:
         num_classes=fields.positive("num_classes"),
         anchors=anchors,
         preset=fields.one_of("preset", PRESETS, "quick"),
+        direction=cast(Direction, fields.one_of("direction", DIRECTIONS, "up")),
         sample=path.parent / sample if sample else None,
     )
     fields.nothing_left()

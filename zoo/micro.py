@@ -156,11 +156,11 @@ def resnet_micro_tiny(pretrained: bool = False, **kwargs: object) -> ResNet:
 
 @register_model
 def resnet_micro_small(pretrained: bool = False, **kwargs: object) -> ResNet:
-    """12 to 48 channels."""
-    return _build_resnet("resnet_micro_small", 12, pretrained, **kwargs)
+    """10 to 40 channels."""
+    return _build_resnet("resnet_micro_small", 10, pretrained, **kwargs)
 
 
 @register_model
 def resnet_micro_base(pretrained: bool = False, **kwargs: object) -> ResNet:
-    """24 to 96 channels, the dearest anchor."""
-    return _build_resnet("resnet_micro_base", 24, pretrained, **kwargs)
+    """18 to 72 channels, the dearest anchor."""
+    return _build_resnet("resnet_micro_base", 18, pretrained, **kwargs)

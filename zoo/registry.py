@@ -2,6 +2,7 @@
 
     <root>/registry.sqlite            builds, engines, latencies and tags
     <root>/engines/ab/ab12….onnx      each engine under its own SHA-256
+    <root>/supernets/                 what the newest build of a family and device tuned
     <root>/build.lock                 held by the build that is timing engines
     <root>/store.lock                 held by whoever adds or removes files: one at a time
 
@@ -27,7 +28,7 @@ from klas_zoo.profiles.records import LatencyRecord
 from klas_zoo.records import BuildRecord, EngineRecord, NewEngine
 from klas_zoo.tags import builds_of
 
-__all__ = ["BuildRecord", "EngineRecord", "NewEngine", "Registry", "check_file", "default_root"]
+__all__ = ["BuildRecord", "EngineRecord", "NewEngine", "Registry", "check_file", "default_root", "supernet_path"]
 
 
 def default_root() -> Path:
@@ -38,6 +39,11 @@ def default_root() -> Path:
     import platformdirs
 
     return platformdirs.user_data_path("klas-zoo", appauthor=False)
+
+
+def supernet_path(root: Path, family: str, device: str) -> Path:
+    """Where the newest build of a family and device leaves what it tuned; see klas_zoo.tuned."""
+    return root / "supernets" / f"{family}-{device}.safetensors"
 
 
 def check_file(engine: EngineRecord, *, content: bool) -> None:
@@ -145,17 +151,18 @@ class Registry:
         """
         with self.reading() as connection:
             chosen, names = builds_of(connection, family, device)
-            joined = f"JOIN builds ON builds.id = engines.build_id WHERE {chosen}"
+            # CROSS JOIN keeps the order: few builds are chosen of many, and all else follows from them
+            engines = "FROM builds CROSS JOIN engines ON engines.build_id = builds.id"
             latencies: dict[int, list[LatencyRecord]] = {}
             for row in connection.execute(
-                f"SELECT latencies.* FROM latencies JOIN engines ON engines.id = latencies.engine_id {joined}"
-                " ORDER BY latencies.batch",
+                f"SELECT latencies.* {engines} CROSS JOIN latencies ON latencies.engine_id = engines.id"
+                f" WHERE {chosen} ORDER BY latencies.batch",
                 names,
             ):
                 latencies.setdefault(row["engine_id"], []).append(rows.read_latency(row))
             found = connection.execute(
-                f"SELECT engines.*, finished_at, {', '.join(rows.OF_A_BUILD)} FROM engines {joined}"
-                " ORDER BY engines.macs, engines.id",
+                f"SELECT engines.*, finished_at, {', '.join(rows.OF_A_BUILD)} {engines}"
+                f" WHERE {chosen} ORDER BY engines.macs, engines.id",
                 names,
             )
             return [

@@ -160,7 +160,7 @@ def buckets_above_line(result: BuildResult, source: str, target: str) -> tuple[i
     points = [
         (float(r.cost.macs), r.top1)
         for r in result.results
-        if [s.anchor for s in r.route.segments] == [source, target]
+        if len(r.route.segments) == 2 and {s.anchor for s in r.route.segments} == {source, target}
     ]
     return above_the_line(points, ends[source], ends[target], result.settings.selection.buckets)
 

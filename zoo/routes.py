@@ -13,6 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, get_args
+
+Direction = Literal["up", "down", "both"]
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+"""Of stitches: from the cheaper anchor to the dearer one, the other way, or both."""
 
 
 @dataclass(frozen=True, order=True)

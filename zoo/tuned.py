@@ -23,6 +23,7 @@ from klas_zoo.errors import UsageError, WeightsError
 from klas_zoo.exporters.manifest import PackagedRoute, route_from_json, route_to_json
 from klas_zoo.files import replacing
 from klas_zoo.records import BuildRecord
+from klas_zoo.registry import supernet_path
 from klas_zoo.supernet import Supernet
 
 SCHEMA_VERSION = 1
@@ -84,7 +85,7 @@ def keep(
         )
         for one in results
     ]  # fmt: skip
-    path = _path(root, record.family, record.device)
+    path = supernet_path(root, record.family, record.device)
     header = {
         "schema_version": SCHEMA_VERSION,
         "build_id": build_id,
@@ -115,7 +116,7 @@ def find(root: Path, family: str, device: str | None = None) -> TunedSupernet:
     """
     found = sorted((root / "supernets").glob(f"{family}-*.safetensors"))
     if device is not None:
-        found = [path for path in found if path == _path(root, family, device)]
+        found = [path for path in found if path == supernet_path(root, family, device)]
     # a family's name may begin with another's
     tuned = [one for one in map(_read, found) if one.build["family"] == family]
     if not tuned:
@@ -127,10 +128,6 @@ def find(root: Path, family: str, device: str | None = None) -> TunedSupernet:
         devices = ", ".join(str(one.build["device"]) for one in tuned)
         raise UsageError(f"{family} was built for several devices, {devices}: say --device.")
     return tuned[0]
-
-
-def _path(root: Path, family: str, device: str) -> Path:
-    return root / "supernets" / f"{family}-{device}.safetensors"
 
 
 def _read(path: Path) -> TunedSupernet:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from klas_zoo import database
 from klas_zoo.errors import UnknownName, UsageError
-from klas_zoo.registry import Registry
+from klas_zoo.registry import Registry, supernet_path
 from klas_zoo.tags import now, tags_of_builds
 
 _LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}\.part")  # what klas_zoo.files.replacing calls its temporary files
@@ -106,7 +106,7 @@ def collect(
         with registry.reading() as connection:
             known = _builds(connection)
             old = [b for b in known if old_builds and not b.current and not b.tags and b.removed_at is None]
-            kept = _referred(connection, but_not={build.number for build in old})
+            kept = referred(registry, connection, but_not={build.number for build in old})
         if old and not dry_run:
             with registry.changing() as connection:
                 _forget(connection, [build.number for build in old])
@@ -119,13 +119,21 @@ def collect(
     return old, garbage
 
 
-def unreferenced(registry: Registry, kept: set[str]) -> list[Garbage]:
-    """The files that belong to no engine, of those whose SHA-256 is in `kept`; the caller holds the lock."""
-    paths = {registry.path_of(sha256) for sha256 in kept}
+def referred(registry: Registry, connection: sqlite3.Connection, but_not: Collection[int] = ()) -> set[Path]:
+    """The files that builds need: their engines, and the supernet of each family and device."""
+    engines = connection.execute("SELECT build_id, sha256 FROM engines")
+    paths = {registry.path_of(row["sha256"]) for row in engines if row["build_id"] not in but_not}
+    builds = connection.execute("SELECT id, family, device FROM builds WHERE removed_at IS NULL")
+    left = [row for row in builds if row["id"] not in but_not]
+    return paths | {supernet_path(registry.root, row["family"], row["device"]) for row in left}
+
+
+def unreferenced(registry: Registry, kept: set[Path]) -> list[Garbage]:
+    """The files of the store that are not in `kept`, and copies cut short; the caller holds the lock."""
     found = []
     for path in _files(registry.root):
         left_over = bool(_LEFT_OVER.fullmatch(path.name))
-        if left_over or (path.parent != registry.root and path not in paths):
+        if left_over or (path.parent != registry.root and path not in kept):
             found.append(Garbage(path=path, size_bytes=path.lstat().st_size, left_over=left_over))
     return sorted(found, key=lambda one: str(one.path))
 
@@ -133,8 +141,9 @@ def unreferenced(registry: Registry, kept: set[str]) -> list[Garbage]:
 def _files(root: Path) -> Iterator[Path]:
     """Everything in the store, and what lies beside the database; links are not followed."""
     yield from (path for path in root.iterdir() if path.is_file())
-    for folder, _, names in os.walk(root / "engines", onerror=_unless_missing):
-        yield from (Path(folder) / name for name in names)
+    for store in ("engines", "supernets"):
+        for folder, _, names in os.walk(root / store, onerror=_unless_missing):
+            yield from (Path(folder) / name for name in names)
 
 
 def _unless_missing(error: OSError) -> None:
@@ -167,11 +176,6 @@ def _builds(connection: sqlite3.Connection) -> list[BuildSummary]:
             " FROM builds LEFT JOIN engines ON engines.build_id = builds.id GROUP BY builds.id ORDER BY builds.id DESC"
         )
     ]
-
-
-def _referred(connection: sqlite3.Connection, but_not: set[int]) -> set[str]:
-    rows = connection.execute("SELECT build_id, sha256 FROM engines")
-    return {row["sha256"] for row in rows if row["build_id"] not in but_not}
 
 
 def _forget(connection: sqlite3.Connection, numbers: list[int]) -> None:

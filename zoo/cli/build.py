@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from klas_zoo.cli.options import SELECTORS_HELP, json_option, registry_option, selection_settings
+from klas_zoo.cli.options import json_option, registry_option, selection_settings, selector_options
 from klas_zoo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 @click.option("--probe-lr", type=click.FloatRange(min=0, min_open=True), default=0.01, show_default=True, help="Learning rate of the probes.")
 @click.option("--buckets", type=click.IntRange(min=1), default=20, show_default=True, help="Cost buckets between two anchors.")
 @click.option("--tolerance", type=click.FloatRange(min=0), default=0.05, show_default=True, help="τ: keep what is within this share of a bucket's best Γ.")
-@click.option("--selector", default="klas", show_default=True, help=SELECTORS_HELP)
+@selector_options
 @click.option("--most", type=click.IntRange(min=1), help="Keep the best so many stitches of each bucket, whatever τ says.")
 @click.option("--pair", "pairs", multiple=True, metavar="SOURCE:TARGET", help="Stitch these anchors instead of those the selector would; repeatable.")
 @click.option("--batch", type=click.IntRange(min=1), default=100, show_default=True, help="Images per forward pass outside tuning.")

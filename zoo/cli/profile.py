@@ -55,6 +55,8 @@ class _Batches(click.ParamType):
 def profile(context: click.Context, registry: Path | None, as_json: bool, family: str | None, **options: Any) -> None:
     """Measure what a family's routes cost on a device; export and import carry it elsewhere."""
     if context.invoked_subcommand is not None:
+        if family is not None or registry is not None:
+            raise UsageError(f"Options of klas-zoo profile {context.invoked_subcommand} stand after that word.")
         return
     if family is None:
         raise UsageError("Which family? For example: klas-zoo profile --family deit --device cpu.")

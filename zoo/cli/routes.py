@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from klas_zoo.cli.options import SELECTORS_HELP, json_option, registry_option, selection_settings
+from klas_zoo.cli.options import json_option, registry_option, selection_settings, selector_options
 
 
 @click.command()
 @click.option("--family", required=True, help="A built-in family (klas-zoo families), or a TOML file of your own.")
-@click.option("--selector", default="klas", show_default=True, help=SELECTORS_HELP)
+@selector_options
 @click.option("--pair", "pairs", multiple=True, metavar="SOURCE:TARGET", help="Stitch these anchors instead of those the selector would; repeatable.")
 @click.option("--buckets", type=click.IntRange(min=1), default=20, show_default=True, help="Cost buckets between two anchors.")
 @click.option("--tolerance", type=click.FloatRange(min=0), default=0.05, show_default=True, help="τ: keep what is within this share of a bucket's best score.")

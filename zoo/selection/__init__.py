@@ -49,7 +49,7 @@ class Selection:
     @property
     def empty_buckets(self) -> dict[Pair, tuple[int, ...]]:
         """Buckets of each pair that hold no candidate; pairs without any are left out."""
-        held = {pair: {c.bucket for c in self.candidates if (c.source, c.target) == pair} for pair in self.pairs}
+        held = {pair: {c.bucket for c in self.candidates if {c.source, c.target} == {*pair}} for pair in self.pairs}
         empty = {pair: tuple(b for b in range(self.settings.buckets) if b not in held[pair]) for pair in self.pairs}
         return {pair: buckets for pair, buckets in empty.items() if buckets}
 
@@ -102,7 +102,7 @@ def select(
     candidates = selector.choose(problem, measured)
     if not candidates:
         raise SelectionError(
-            f"No stitch of {' or '.join(map(' → '.join, pairs))} costs more than its source and less than its "
-            "target: the anchors are too close in cost."
+            f"No stitch of {' or '.join(map(' → '.join, pairs))} costs more than the one and less than the other: "
+            "the anchors are too close in cost."
         )
     return Selection(settings=settings, pairs=pairs, candidates=tuple(candidates), unit=unit)

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from math import floor, nan
 
 from klas_zoo.chains import Chain, can_stitch
-from klas_zoo.routes import Route, Seam
+from klas_zoo.routes import Direction, Route, Seam
 
 Cost = Callable[[Route], float]
 Pair = tuple[str, str]
+_BOTH: tuple[Direction, Direction] = ("up", "down")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class SelectionSettings:
         tolerance: τ; a bucket keeps its best candidate and all within this share of its score.
         pairs: (cheaper, dearer) anchors to stitch, instead of those the selector would choose.
         selector: a name of `klas_zoo.selection.selectors.SELECTORS`.
+        direction: `up` stitches from the cheaper anchor to the dearer one, as KLAS does; `down` the other way,
+            `both` lets the two compete in the same buckets (SN-Netv2, ECCV 2024, calls this two-way stitching).
         most: keep the best so many of each bucket, whatever τ says, and cover no target blocks, so
             that two selectors keep equally many. None: the rule of τ. Rules (`snnet`, `all`) keep theirs.
         seed: of the selectors that draw.
@@ -34,6 +37,7 @@ class SelectionSettings:
     tolerance: float = 0.05
     pairs: tuple[Pair, ...] | None = None
     selector: str = "klas"
+    direction: Direction = "up"
     most: int | None = None
     seed: int = 0
 
@@ -77,12 +81,16 @@ class Candidate:
         return self.terms.get("capacity", nan)
 
 
-def candidates_of(chains: dict[str, Chain], pair: Pair, cost: Cost, buckets: int) -> list[Candidate]:
-    """All stitches of a pair, 1 ≤ j, that cost more than the source and less than the target.
+def candidates_of(
+    chains: dict[str, Chain], pair: Pair, cost: Cost, buckets: int, direction: Direction = "up"
+) -> list[Candidate]:
+    """All stitches of a (cheaper, dearer) pair, 1 ≤ j, that cost more than the one and less than the other.
 
     j = 0, which replaces only the target's stem, is left out: Γ has no probe there.
     """
-    source, target = pair
+    if direction == "both":
+        return [one for way in _BOTH for one in candidates_of(chains, pair, cost, buckets, way)]
+    source, target = pair if direction == "up" else pair[::-1]
     low, high = anchor_costs(chains, pair, cost)
     places = (
         Seam(source, i, target, j)
@@ -94,15 +102,15 @@ def candidates_of(chains: dict[str, Chain], pair: Pair, cost: Cost, buckets: int
 
 
 def to_candidates(chains: dict[str, Chain], seams: Iterable[Seam], cost: Cost, buckets: int) -> list[Candidate]:
-    """A candidate for every seam; one that costs no more than its source, or no less than its target,
-    belongs to the first or last bucket."""
+    """A candidate for every seam; one that costs no more than the cheaper anchor, or no less than the dearer
+    one, belongs to the first or last bucket."""
     ends: dict[Pair, tuple[float, float]] = {}
     found = []
     for seam in seams:
         pair = (seam.source, seam.target)
         if pair not in ends:
             ends[pair] = anchor_costs(chains, pair, cost)
-        low, high = ends[pair]
+        low, high = sorted(ends[pair])
         route = Route.stitch(seam.source, seam.i, seam.target, seam.j, chains[seam.target].depth)
         price = cost(route)
         share = floor(buckets * (price - low) / (high - low))
@@ -116,6 +124,6 @@ def to_candidates(chains: dict[str, Chain], seams: Iterable[Seam], cost: Cost, b
 
 
 def anchor_costs(chains: dict[str, Chain], pair: Pair, cost: Cost) -> tuple[float, float]:
-    """Of the source and of the target, whole."""
+    """Of the two anchors, whole."""
     low, high = (cost(Route.anchor(name, chains[name].depth)) for name in pair)
     return low, high

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -65,7 +66,8 @@ class Measurements:
         if self.outputs is not None:
             return dict(self.outputs)
         between: Similarities = self.get("probes")
-        return {(f, g): between.of_outputs(f, g) for f, g in between.between if f != g}
+        names = list(dict.fromkeys(name for pair in between.between for name in pair))
+        return {(f, g): between.of_outputs(f, g) for f, g in combinations(names, 2)}
 
     def to_json(self) -> dict[str, Any]:
         """Fields that were measured; pairs and seams as lists, since JSON has only strings as keys."""

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from klas_zoo.chains import Chain
 from klas_zoo.data import Batch
@@ -93,7 +94,8 @@ def measure(
         found = replace(found, outputs=distances)
     if needs & _OF_SEAMS:
         pairs = pairs_of(find_selector("klas"), chains, found, cost, settings)
-        seams = [c.seam for pair in pairs for c in candidates_of(chains, pair, cost, settings.buckets)]
+        found_for = partial(candidates_of, chains, cost=cost, buckets=settings.buckets, direction=settings.direction)
+        seams = [one.seam for pair in pairs for one in found_for(pair)]
         found = _measure_seams(found, chains, needs, seams, images, stage)
     return found
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from klas_zoo.chains import Chain
 from klas_zoo.errors import SelectionError
+from klas_zoo.routes import Seam
 from klas_zoo.selection.candidates import Candidate, Cost, Pair, SelectionSettings, candidates_of
 from klas_zoo.selection.measurements import Measurements, Need
 
@@ -35,7 +36,7 @@ class Problem:
     settings: SelectionSettings
 
     def candidates(self, pair: Pair) -> list[Candidate]:
-        return candidates_of(self.chains, pair, self.cost, self.settings.buckets)
+        return candidates_of(self.chains, pair, self.cost, self.settings.buckets, self.settings.direction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,27 +99,27 @@ def keep_best(candidates: Sequence[Candidate], settings: SelectionSettings) -> l
     buckets: dict[int, list[Candidate]] = {}
     for one in candidates:
         buckets.setdefault(one.bucket, []).append(one)
-    reasons: dict[tuple[int, int], str] = {}
+    reasons: dict[Seam, str] = {}
     for inside in buckets.values():
         ranked = sorted(inside, key=_score)
         best = _score(ranked[0])
         if settings.most is not None:
             kept = ranked[: settings.most]
-            reasons |= {(c.i, c.j): "best" if c is ranked[0] else "kept" for c in kept}
+            reasons |= {c.seam: "best" if c is ranked[0] else "kept" for c in kept}
         else:
             within = best + settings.tolerance * abs(best)
             kept = [c for c in ranked if _score(c) <= within]
-            reasons |= {(c.i, c.j): "best" if _score(c) == best else "tied" for c in kept}
-    marked = [replace(c, reason=reasons.get((c.i, c.j), "")) for c in candidates]
+            reasons |= {c.seam: "best" if _score(c) == best else "tied" for c in kept}
+    marked = [replace(c, reason=reasons.get(c.seam, "")) for c in candidates]
     return marked if settings.most is not None else cover_targets(marked)
 
 
 def cover_targets(candidates: list[Candidate]) -> list[Candidate]:
     """Every target block that can be entered gets at least one stitch: its candidate of lowest score."""
-    entered = {c.j for c in candidates if c.reason}
+    entered = {(c.target, c.j) for c in candidates if c.reason}
     result = list(candidates)
-    for j in {c.j for c in candidates} - entered:
-        best = min((c for c in candidates if c.j == j), key=_score)
+    for block in {(c.target, c.j) for c in candidates} - entered:
+        best = min((c for c in candidates if (c.target, c.j) == block), key=_score)
         result[candidates.index(best)] = replace(best, reason="covers")
     return result
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from klas_zoo.errors import UnknownName
+from klas_zoo.errors import SelectionError, UnknownName
 from klas_zoo.selection.candidates import Candidate
 from klas_zoo.selection.measurements import Measurements
 from klas_zoo.selection.own import OWN
@@ -62,6 +62,8 @@ def _all(problem: Problem, measured: Measurements) -> list[Candidate]:
 
 
 def _windows(problem: Problem, measured: Measurements) -> list[Candidate]:
+    if problem.settings.direction != "up":
+        raise SelectionError("SN-Net's windows run from the cheaper anchor to the dearer one: direction is up.")
     return choose_by_windows(problem.chains, problem.pairs, problem.cost, problem.settings.buckets)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import combinations, combinations_with_replacement
+from itertools import combinations, product
 
 import numpy as np
 import torch
@@ -34,8 +34,7 @@ class Similarities:
 
     Attributes:
         between: (source, target) → (n_source + 1, n_target + 1); row i − 1 is the probe after
-            block i, the last row and column are the anchors' own outputs. Source is the cheaper
-            anchor, or the same one.
+            block i, the last row and column are the anchors' own outputs.
         probe_accuracy: anchor → (n + 1,), top-1 in per cent on the held-out images.
         images: how many held-out images.
         entropy: anchor → (n + 1,), mean entropy H(P_i) in nats.
@@ -50,7 +49,13 @@ class Similarities:
     chance: float = 0.0
 
     def theta(self, source: str, i: int, target: str, j: int) -> float:
-        """Θ(P_i of source, P_j of target); i and j count blocks from 1."""
+        """Θ(P_i of source, P_j of target); i and j count blocks from 1.
+
+        Raises:
+            SelectionError: an older klas-zoo measured, and only from cheap to dear.
+        """
+        if (source, target) not in self.between:
+            raise SelectionError(f"Θ from {source} to {target} was not measured: build again to stitch that way.")
         return float(self.between[source, target][i - 1, j - 1])
 
     def cross_entropy(self, source: str, i: int, target: str, j: int) -> float:
@@ -70,7 +75,7 @@ def measure_similarities(
     *,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> Similarities:
-    """Θ between all positions of every pair of anchors, cheaper first, over held-out images.
+    """Θ between all positions of every two anchors, in both directions, over held-out images.
 
     Args:
         probes: of each anchor, called with pooled features of block 1..n, gives logits (n, B, classes).
@@ -79,7 +84,7 @@ def measure_similarities(
         SelectionError: no images, or an anchor gives values that are not finite.
     """
     names = list(chains)
-    pairs = list(combinations_with_replacement(names, 2))
+    pairs = list(product(names, repeat=2))
     crossed = {(f, g): np.zeros((chains[f].depth + 1, chains[g].depth + 1)) for f, g in pairs}
     negative_entropy = {name: np.zeros(chains[name].depth + 1) for name in names}
     hits = {name: np.zeros(chains[name].depth + 1) for name in names}
