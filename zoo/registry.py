@@ -89,7 +89,8 @@ class Registry:
                 with registry.changing_files():
                     if not database.is_there(registry.database_path):  # else another process was faster
                         database.create(registry.database_path)
-            database.connect(registry.database_path).close()
+            if create:  # else whoever reads looks at the same when it connects
+                database.connect(registry.database_path).close()
         return registry
 
     @contextmanager
