@@ -47,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=80, help="of each run; default 80")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs; default 3")
+    parser.add_argument("--seconds", type=float, default=65, help="of tuning with checkpoints; default 65")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--precision", default="fp32", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -56,7 +57,8 @@ def main() -> None:
         return
     # in another process: gradients and forks do not go together, and memory starts empty
     found = {precision: speedup(arguments.steps, arguments.repeats, precision) for precision in ("fp32", "bf16")}
-    checkpoints = {name: share(every_s) for name, every_s in (("as often as may be", 0.0), ("every 60 s", 60.0))}
+    often = (("as often as may be", 0.0), ("every 60 s", 60.0))
+    checkpoints = {name: share(every_s, arguments.seconds) for name, every_s in often}
     show(found, checkpoints)
     numbers = {"speedup": found, "checkpoints": checkpoints, "steps": arguments.steps, "repeats": arguments.repeats}
     write_record("tuning_costs", {**numbers, "seed": 0})
@@ -130,7 +132,7 @@ def run(processes: int, steps: int, precision: str) -> dict[str, Any]:
         return found
 
 
-def share(every_s: float, seconds: float = 65.0) -> dict[str, float]:
+def share(every_s: float, seconds: float) -> dict[str, float]:
     """Of tuning's time that goes into checkpoints."""
     with tempfile.TemporaryDirectory() as folder:
         tuner, stream = stepping(ALONE, 1_000_000, "fp32")

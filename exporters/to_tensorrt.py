@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from klas_zoo.errors import ExportError, UsageError
+from klas_zoo.exporters.contract import stage
 from klas_zoo.exporters.gpu_targets import ComputeCapability, present_capability
 from klas_zoo.exporters.plans import BatchRange, PlanRecord, write_record
+from klas_zoo.exporters.trt_graph import for_tensorrt
 from klas_zoo.exporters.trt_library import Library, find_library
 from klas_zoo.files import replacing, sha256_of
 
@@ -123,7 +125,9 @@ def _parse(library: Library, builder: Any, graph: Path) -> Any:
     typed = trt.NetworkDefinitionCreationFlag.__members__.get("STRONGLY_TYPED")
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, library.log)
-    if not parser.parse_from_file(str(graph)):
+    with stage("prepare for TensorRT", graph.name):
+        content = for_tensorrt(graph)
+    if not parser.parse(content, path=str(graph)):
         why = parser.get_error(0).desc() if parser.num_errors else library.complaint()
         raise ExportError(f"Cannot build an engine from {graph}: {library.runtime} failed to parse it ({why}).")
     library.complaint()

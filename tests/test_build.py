@@ -174,6 +174,13 @@ def test_a_dry_run_tells_what_a_changed_setting_redoes(
     assert [name for name, status in found.items() if status == "kept"] == kept
 
 
+def test_a_stage_nobody_knows_is_said_before_any_work(built: tuple[Path, dict], toy: Path) -> None:
+    result = CliRunner().invoke(main, command(toy, built[0], "--redo", "tuning"), catch_exceptions=False)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Unknown stage 'tuning': did you mean tune?" in result.stderr
+    assert "kept from before" not in result.stderr
+
+
 def test_show_tells_where_an_engine_came_from(built: tuple[Path, dict], toy: Path) -> None:
     registry, report = built
     engine = Registry.open(registry, create=False).engines()[0]

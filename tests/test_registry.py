@@ -287,6 +287,15 @@ def test_pages_that_were_overwritten_are_called_damage(registry: Registry, work:
         registry.engines()
 
 
+def test_a_schema_that_is_no_text_any_more_is_called_damage(registry: Registry) -> None:
+    file = registry.root / "registry.sqlite"
+    content = file.read_bytes()
+    assert b"versions TEXT NOT NULL" in content
+    file.write_bytes(content.replace(b"versions TEXT NOT NULL", b"versions TEXT NOT \x80ULL"))
+    with pytest.raises(DamagedRegistry, match="is damaged"):
+        registry.engines()
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -501,7 +510,7 @@ def test_a_log_that_cannot_be_read_is_refused_rather_than_ignored(
         path.chmod(0o555 if path.is_dir() else 0o444)
     output, errors = child(AS_NOBODY, root, root).communicate(timeout=60)
     assert output == ""
-    assert "cannot be opened: unable to open database file. Check who may write to that folder." in errors
+    assert "cannot be read: unable to open database file. Check who may write to that folder." in errors
 
 
 # deaths

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from small_models import SHAPE, small_chain
@@ -102,6 +103,10 @@ def test_every_optimisation_profile_and_capability_is_built_in(built: Path, grap
 def test_a_graph_that_is_none_fails_to_parse(built: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no graph at all")
+    with pytest.raises(ExportError, match=r"broken\.onnx: it failed to prepare for TensorRT"):
+        build_plan(broken, tmp_path / "broken.engine", RTX)
+    text = '<ir_version: 10, opset_import: ["": 20, "own": 1]> g (float[n] x) => (float[n] y) { y = own.Nothing(x) }'
+    broken.write_bytes(onnx.parser.parse_model(text).SerializeToString())
     with pytest.raises(ExportError, match=r"broken\.onnx: tensorrt-rtx failed to parse it"):
         build_plan(broken, tmp_path / "broken.engine", RTX)
     assert not (tmp_path / "broken.engine").exists()

@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import packages
 import pytest
 from click.testing import CliRunner
@@ -16,7 +18,9 @@ from klas_zoo.exporters.checking import verify_package
 from klas_zoo.exporters.gpu_targets import ComputeCapability, present_capability
 from klas_zoo.exporters.package import Package
 from klas_zoo.exporters.plans import NOT_RUN, BatchRange, read_record
+from klas_zoo.exporters.trt_graph import for_tensorrt
 from klas_zoo.exporters.trt_package import derive, open_plan
+from klas_zoo.profiles.devices import CPU_PROVIDER, open_session
 
 A100 = ComputeCapability.parse("a100")
 SMALL = (BatchRange(smallest=1, usual=2, largest=4),)
@@ -54,6 +58,34 @@ def test_engines_of_a_family_are_a_package_of_their_own(package: Package, tmp_pa
     engine.write_bytes(content)
     with pytest.raises(DamagedPackage, match=engine.name.replace("+", r"\+")):
         Package.open(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    return packages.write_package(tmp_path_factory.mktemp("packages") / "half", precision="fp16")
+
+
+def test_attention_written_out_for_tensorrt_is_the_same_function(half: Package) -> None:
+    graph = half.engine(half.routes[1])
+    written_out = graph.with_name("written-out.onnx")
+    try:
+        written_out.write_bytes(for_tensorrt(graph))
+        operators = {node.op_type for node in onnx.load(written_out, load_external_data=False).graph.node}
+        assert "Attention" not in operators and "Softmax" in operators
+        images = half.references().images
+        before, after = (
+            open_session(file, CPU_PROVIDER, 1).run(None, {"images": images})[0] for file in (graph, written_out)
+        )
+    finally:
+        written_out.unlink(missing_ok=True)
+    assert before.std() > 0.1
+    np.testing.assert_allclose(after, before, atol=2e-2 * float(before.std()))
+
+
+def test_engines_of_halves_are_built_with_their_softmax_in_fp32(half: Package, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'klas-zoo[tensorrt-rtx]' brings the builder")
+    derive(half, tmp_path, OPTIONS)
+    assert {read_record(path).precision for path in tmp_path.glob("*.engine")} == {"fp16"}
 
 
 def _export(*arguments: object) -> tuple[int, str, str]:

@@ -24,6 +24,7 @@ from klas_zoo.data import Data
 from klas_zoo.energy import meter
 from klas_zoo.engine_stages import Export, Judge, Keep, PredictAnchors, Register, Results, Time, TimeAnchors
 from klas_zoo.engines import RouteResult
+from klas_zoo.listeners import Nobody
 from klas_zoo.manifest import manifest
 from klas_zoo.pipeline import Listener, Outcome, Runner, StageRecord
 from klas_zoo.profiles.devices import Device
@@ -110,6 +111,8 @@ def build(
         KlasZooError: any other of its kinds; the registry stays as it was.
     """
     started = _now()
+    if redo is not None:  # a name nobody knows is said before any work
+        plan(family, data, settings, device=device, registry=registry, listener=Nobody(), costs=costs, redo=redo)
     ground = _ground(family, data, settings, device, team, signals or Signals(), costs)
     cache = Cache(registry.root / "cache")
     runner = Runner(cache, listener, team=team, redo=redo, meter=meter(device.torch_device))

@@ -89,8 +89,8 @@ class Checkpoints:
         states = self._team.gather(randomness())
         if self._team.leads:
             state: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "tuner": tuner.state(), "randomness": states}
-            with replacing(self.file) as temporary:
-                torch.save(state, temporary)
+            with replacing(self.file) as temporary, temporary.open("wb") as file:
+                torch.save(state, file)  # to a path it would not say that the disk is full
         self._last = self._clock()
         self._cost = self._last - started
         self.seconds += self._cost

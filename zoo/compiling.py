@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch._dynamo
 from torch import nn
@@ -17,13 +18,14 @@ def block_by_block(supernet: Supernet, *chains: Chain, backend: str = "inductor"
     """Stems, blocks, heads and stitching layers run compiled in here, each when it is first used."""
     parts = [*supernet.stitches.values()]
     for chain in (*supernet.chains.values(), *chains):
+        assert isinstance(chain, Chain)
         parts += [chain.stem, *chain.blocks, chain.head]
     # blocks of one class share their code, for which dynamo keeps eight versions unless told otherwise
-    limits = {"recompile_limit": 4 * len(parts), "accumulated_recompile_limit": 16 * len(parts)}
+    limits: dict[str, Any] = {"recompile_limit": 4 * len(parts), "accumulated_recompile_limit": 16 * len(parts)}
     try:
         for part in parts:
             part.compile(backend=backend, dynamic=False)
-        with torch._dynamo.config.patch(**limits):
+        with torch._dynamo.config.patch(limits):
             yield
     finally:
         for part in parts:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from klas_zoo.errors import DamagedRegistry, NewerRegistry, RegistryError
@@ -105,6 +105,9 @@ def transaction(database: Path, *, timeout_s: float = 60) -> Iterator[sqlite3.Co
             _check_version(database, version_of(connection))
             yield connection
             connection.execute("COMMIT")
+            # else whoever reads next and closes last would have to sync the disk; what is kept is kept without it
+            with suppress(sqlite3.OperationalError):
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -154,13 +157,13 @@ def in_one_sentence(root: Path, done: str) -> Iterator[None]:
         yield
     except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
         raise
+    except UnicodeDecodeError as error:  # a damaged schema, quoted by SQLite in a message
+        raise _damaged(root, error) from error
     except sqlite3.Error as error:
         # OperationalError is about the world around the file, except where a table is gone
         world = isinstance(error, sqlite3.OperationalError) and "no such" not in str(error)
         if not world:
-            raise DamagedRegistry(
-                f"The registry {root} is damaged ({error}): move it away and run klas-zoo build again."
-            ) from error
+            raise _damaged(root, error) from error
         what = str(error)
         if "disk I/O error" in what and _is_full(root):
             what += ", as the disk is full"  # it could not make the index of its log
@@ -169,6 +172,10 @@ def in_one_sentence(root: Path, done: str) -> Iterator[None]:
         what = error.strerror or type(error).__name__
         where = f" ({error.filename})" if error.filename else ""
         raise RegistryError(f"The registry {root} cannot be {done}: {what}{where}.{_advice(what)}") from error
+
+
+def _damaged(root: Path, error: Exception) -> DamagedRegistry:
+    return DamagedRegistry(f"The registry {root} is damaged ({error}): move it away and run klas-zoo build again.")
 
 
 def _is_full(root: Path) -> bool:

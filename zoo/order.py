@@ -6,7 +6,7 @@ the batches that one process would see, each process a part of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import NamedTuple
 
@@ -24,13 +24,13 @@ class Draw(NamedTuple):
     seed: int
 
 
-class Order(Iterable[Sequence[Draw]]):
+class Order(Iterable[list[Draw]]):
     """What DataLoader takes for a batch sampler; read once."""
 
-    def __init__(self, order: Iterator[Sequence[Draw]]) -> None:
+    def __init__(self, order: Iterator[list[Draw]]) -> None:
         self._order = order
 
-    def __iter__(self) -> Iterator[Sequence[Draw]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         return self._order
 
 

@@ -35,7 +35,8 @@ def mixed(*numbers: int) -> int:
 def randomness() -> dict[str, Any]:
     """The state of every generator, as what torch.save can write and weights_only can read."""
     version, numbers, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()
+    state: Any = np.random.get_state()
+    name, keys, *rest = state
     return {
         "python": [version, list(numbers), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],

@@ -89,7 +89,8 @@ class Registry:
                 with registry.changing_files():
                     if not database.is_there(registry.database_path):  # else another process was faster
                         database.create(registry.database_path)
-            database.connect(registry.database_path).close()
+            if create:  # else whoever reads looks at the same when it connects
+                database.connect(registry.database_path).close()
         return registry
 
     @contextmanager
@@ -242,7 +243,8 @@ class Registry:
 
     def _store(self, files: Iterable[Path]) -> list[dict[str, str | int]]:
         """Copies files into the store, or finds them there; of each its `sha256` and its `size_bytes`."""
-        stored, new = [], []
+        stored: list[dict[str, str | int]] = []
+        new: list[Path] = []
         try:
             for file in files:
                 sha256 = sha256_of(file)

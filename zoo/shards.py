@@ -83,7 +83,7 @@ class Shards:
         with tarfile.open(path, "r:") as shard:
             for member in shard:
                 base, extension = split_name(member.name) if member.isfile() else (None, None)
-                if base is not None:
+                if base is not None and extension is not None:
                     files.setdefault(base, {})[extension.lower()] = member
             for base, parts in files.items():
                 image = next((parts[one] for one in _IMAGES if one in parts), None)

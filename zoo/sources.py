@@ -21,8 +21,8 @@ from klas_zoo.shards import open_shards, split_files
 class LabelledImages(Protocol):
     """What a source has: PIL images, their labels, and a name for each to complain with."""
 
-    labels: Sequence[int]
-
+    @property
+    def labels(self) -> Sequence[int]: ...
     def image(self, index: int) -> Image.Image: ...
     def name(self, index: int) -> str: ...
     def identity(self) -> Iterator[bytes]:

@@ -8,12 +8,14 @@ the result is kept: numbers as JSON, weights as safetensors.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -181,7 +183,8 @@ class Select(Stage[Selection]):
         return {}
 
     def run(self, work: Work) -> Selection:
-        ground, measured, cost, unit = self.ground, self.measured.value, self.ground.macs, "multiply-adds"
+        ground, measured, unit = self.ground, self.measured.value, "multiply-adds"
+        cost: Callable[[Route], float] = ground.macs
         if self.anchors_ms is not None:
             measured, unit = replace(measured, latency_ms=self.anchors_ms.value), "ms"
             cost = ground.costs or latency_cost(part_costs(ground.family), self.anchors_ms.value, ground.macs)
@@ -292,7 +295,6 @@ class Tune(Stage[Supernet]):
                     work.listener.scalars(progress.step, _scalars(progress))
                     if tuner.done < self.steps:
                         checkpoints.after_step(tuner)
-        stream.close()
         tuner.finish()
         work.notes["checkpoints"] = {"count": checkpoints.count, "seconds": round(checkpoints.seconds, 3)}
         return supernet
@@ -344,7 +346,12 @@ def _scalars(progress: Progress) -> dict[str, float]:
 
 def _write_tensors(module: nn.Module, file: Path) -> None:
     tensors: dict[str, Tensor] = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
-    save_file(tensors, file)
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:
+        # it tells of the disk in words only
+        full = "No space left" in str(error) or "StorageFull" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(file)) from error
 
 
 def write_json(value: Json, file: Path) -> None:

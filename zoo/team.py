@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 # the others wait while the first one does what only one can do, such as fitting stitching layers
 _PATIENCE = timedelta(hours=6)
@@ -81,8 +82,13 @@ def join(torch_device: str) -> Team:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # objects and barriers go over gloo, so that they need no GPU
     backend = "cpu:gloo,cuda:nccl" if torch_device == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE)
-    return Team(dist.get_rank(), dist.get_world_size())
+    store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # processes that torchrun restarts meet in the store of those before them, whose addresses are still in
+        # it; over several machines this number is not the same everywhere (docs/builds.md)
+        store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+    return Team(rank, size)
 
 
 def leave(team: Team) -> None:

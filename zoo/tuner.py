@@ -11,8 +11,9 @@ import copy
 import inspect
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from klas_zoo.chains import Chain
 from klas_zoo.compiling import block_by_block
 from klas_zoo.data import Batch
 from klas_zoo.errors import SelectionError, UsageError
@@ -65,8 +67,9 @@ class Tuner:
         self.device = next(supernet.parameters()).device.type
         self.settings = settings.on(self.device)
         self.memory_format = self.settings.format_of(supernet, self.device)
-        supernet.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        supernet.to(memory_format=self.memory_format)
         dearest = list(supernet.chains.values())[-1]
+        assert isinstance(dearest, Chain)
         self.teacher = copy.deepcopy(dearest).eval().requires_grad_(False)
         self.average: AveragedModel | None = None
         if settings.ema is not None:
@@ -79,11 +82,16 @@ class Tuner:
         self._draw = random.Random(settings.seed)
         self._network = _shared(supernet, team)
 
-    def running(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def running(self) -> Iterator[None]:
         """Training mode, compiled where that is wanted, for as long as steps are taken."""
         self.supernet.train()
         self.supernet.freeze_statistics()
-        return block_by_block(self.supernet, self.teacher) if self.settings.compile else nullcontext()
+        with warnings.catch_warnings():
+            # of depthwise convolutions, whose gradients have an axis of length one: its stride means nothing
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            with block_by_block(self.supernet, self.teacher) if self.settings.compile else nullcontext():
+                yield
 
     def step(self, batches: Iterator[Batch]) -> Progress:
         """Takes `settings.accumulate` batches, each this process's share.
@@ -125,7 +133,7 @@ class Tuner:
         """Leaves the supernet with its final weights, in evaluation mode."""
         if self.average is not None and self.done:
             self.supernet.load_state_dict(self.average.module.state_dict())
-        self.supernet.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.supernet.to(memory_format=torch.contiguous_format)
         self.supernet.eval()
 
     def state(self) -> dict[str, Any]:
@@ -221,12 +229,13 @@ def _shared(supernet: Supernet, team: Team) -> nn.Module:
         return supernet
     # statistics stand still, so there is nothing to broadcast; torch renamed what says so
     new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    quiet: dict[str, Any] = {"forward_sync_buffers" if new_name else "broadcast_buffers": False}
     return DistributedDataParallel(
         supernet,
         device_ids=[torch.cuda.current_device()] if next(supernet.parameters()).is_cuda else None,
         find_unused_parameters=True,  # a step leaves most of the supernet unused
         gradient_as_bucket_view=True,
-        **{"forward_sync_buffers" if new_name else "broadcast_buffers": False},
+        **quiet,
     )
 
 

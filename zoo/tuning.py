@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from klas_zoo.chains import Chain
 from klas_zoo.profiles.devices import has_fast_bf16
 from klas_zoo.supernet import Supernet
 
@@ -63,7 +64,8 @@ class TuningSettings:
 
     def format_of(self, supernet: Supernet, device: str) -> torch.memory_format:
         """What `memory_format` means for a supernet on a device."""
-        convolutional = any(lay.kind == "maps" for chain in supernet.chains.values() for lay in chain.layouts)
+        chains = (chain for chain in supernet.chains.values() if isinstance(chain, Chain))
+        convolutional = any(layout.kind == "maps" for chain in chains for layout in chain.layouts)
         auto = self.memory_format == "auto" and device == "cuda" and convolutional
         return torch.channels_last if auto or self.memory_format == "channels-last" else torch.contiguous_format
 

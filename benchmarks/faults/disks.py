@@ -196,7 +196,7 @@ def clock_backwards(folder: Path) -> Figure:
 
 
 def two_builds_at_once(folder: Path) -> Figure:
-    """Two whole builds of one small family, started together."""
+    """Two whole builds of one small family, started together; their seeds differ, so that neither is the other's."""
     wanted = "both registered, the later is current"
     from conftest import TINY_FAMILY
     from toys import write_images
@@ -207,9 +207,10 @@ def two_builds_at_once(folder: Path) -> Figure:
     words = ["build", "--family", "tiny-vits.toml", "--data", "images", "--random-weights", "--device", "cpu"]
     words += ["--tune-steps", "2", "--registry", "registry"]
     command = [sys.executable, "-m", "klas_zoo", *words]
+    quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
     started = [
-        subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
+        subprocess.Popen([*command, "--seed", seed], cwd=folder, stdout=quiet, stderr=pipe, text=True)
+        for seed in ("1", "2")
     ]
     errors = [process.communicate()[1] for process in started]
     failed = [error for error, process in zip(errors, started, strict=True) if process.returncode]

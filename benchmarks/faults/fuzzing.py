@@ -72,8 +72,8 @@ def _worker(name: str, inputs: int, folder: Path) -> Any:
     except fuzzing.Hang as error:
         crash, hang = str(error), True
     except Exception as error:
-        traceback.print_exc()
-        crash = f"{type(error).__name__}: {error}"
+        print(traceback.format_exc()[:4_000], file=sys.stderr)  # the input can be long
+        crash = f"{type(error).__name__}: {error}"[:500]
     return {
         "target": name, "inputs": thrown, "crash": crash, "hang": hang, "seconds": time.perf_counter() - started,
         "peak_memory_bytes": _peak_memory_bytes(), "peak_memory_before_bytes": before,

@@ -139,7 +139,7 @@ def _compare(
     if "calibrated" not in needs:
         return Measurements(probes=similar)
     with stage("calibration", images.heldout_count, "images") as advance:
-        tempered = calibrate(chains, probes, every_other(images.heldout(), 0), on_batch=lambda n: advance(n, ""))
+        tempered = calibrate(chains, dict(probes), every_other(images.heldout(), 0), on_batch=lambda n: advance(n, ""))
         other = every_other(images.heldout(), 1)
         calibrated = measure_similarities(chains, tempered, other, on_batch=lambda n: advance(n, ""))
     return Measurements(probes=similar, calibrated=calibrated)
