@@ -243,7 +243,8 @@ class Registry:
 
     def _store(self, files: Iterable[Path]) -> list[dict[str, str | int]]:
         """Copies files into the store, or finds them there; of each its `sha256` and its `size_bytes`."""
-        stored, new = [], []
+        stored: list[dict[str, str | int]] = []
+        new: list[Path] = []
         try:
             for file in files:
                 sha256 = sha256_of(file)
