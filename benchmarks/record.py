@@ -19,7 +19,8 @@ def write_record(name: str, numbers: dict[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     record = {
         **numbers,
-        "command": ["python", Path(sys.argv[0]).name, *sys.argv[1:]],
+        # folders of this machine mean nothing elsewhere: of an absolute path only its name stays
+        "command": ["python", Path(sys.argv[0]).name, *(Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:])],
         "date": datetime.date.today().isoformat(),
         "hardware": resolve_device("cpu").hardware,
         "versions": versions(),
