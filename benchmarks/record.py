@@ -17,10 +17,11 @@ RESULTS = Path(__file__).parent / "results"
 def write_record(name: str, numbers: dict[str, Any]) -> Path:
     """Writes results/<name>.json with the hardware, versions, command and date; gives its path."""
     RESULTS.mkdir(exist_ok=True)
+    # folders of this machine mean nothing elsewhere: of an absolute path only its name stays
+    arguments = [Path(one).name if Path(one).is_absolute() else one for one in sys.argv[1:]]
     record = {
         **numbers,
-        # folders of this machine mean nothing elsewhere: of an absolute path only its name stays
-        "command": ["python", Path(sys.argv[0]).name, *(Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:])],
+        "command": ["python", Path(sys.argv[0]).name, *arguments],
         "date": datetime.date.today().isoformat(),
         "hardware": resolve_device("cpu").hardware,
         "versions": versions(),
