@@ -44,6 +44,7 @@ def test_there_are_no_weights_on_the_hub() -> None:
 
 
 def test_the_stem_keeps_the_order_of_rows_and_columns() -> None:
+    torch.manual_seed(0)
     stem = ConvStem((2, 2, 2), 5).eval()
     images = torch.zeros(1, 3, 32, 32)
     base = stem(images)
@@ -73,7 +74,7 @@ def test_a_local_mlp_mixes_a_token_with_its_neighbours_on_the_grid_only() -> Non
     assert torch.equal(changed, expected)
 
 
-@pytest.mark.parametrize(("name", "width"), [("tiny", 6), ("small", 12), ("base", 24)])
+@pytest.mark.parametrize(("name", "width"), [("tiny", 6), ("small", 10), ("base", 18)])
 def test_the_residual_networks_halve_the_resolution_once_before_their_stages(name: str, width: int) -> None:
     model = timm.create_model(f"resnet_micro_{name}").eval()
     images = torch.randn(2, 3, 32, 32)
