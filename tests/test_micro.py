@@ -45,7 +45,7 @@ def test_there_are_no_weights_on_the_hub() -> None:
 
 def test_the_stem_keeps_the_order_of_rows_and_columns() -> None:
     torch.manual_seed(0)
-    stem = ConvStem((2, 2, 2), 5).eval()
+    stem = ConvStem((16, 16, 16), 32).eval()
     images = torch.zeros(1, 3, 32, 32)
     base = stem(images)
     images[..., 30:, :2] = 100.0  # the lower left corner
