@@ -48,7 +48,7 @@ class Candidate:
 
     Attributes:
         cost: of the whole route, in multiply-adds, or ms where selection goes by latency.
-        bucket: 0-based, from the source's cost to the target's.
+        bucket: 0-based, from the cheaper anchor's cost to the dearer one's.
         score: lower is better, its unit is the selector's; None where a rule chose without one.
         terms: what the score was computed from, by name.
         reason: `best` of its bucket, `tied` within τ, `kept` among the best so many, `covers` a target
