@@ -7,7 +7,9 @@ For each family and seed all measurements are taken once; then each selector's s
 for the same number of steps on the same batches, and scored on the same test images. Besides these
 selectors of klas-zoo there are `warm-up` (all candidates are tuned together for a third of the steps, the best of each
 bucket on held-out images go on), and controls: `all` (every candidate in one supernet), `self` (a network
-stitched with itself, blocks left out) and cascades of two anchors at the same mean cost.
+stitched with itself, blocks left out) and cascades of two anchors at the same mean cost. Selectors stitch
+up, from the cheaper anchor to the dearer one, as published; those called `<selector> both` choose among
+stitches down as well (`--direction both`).
 
 Written: results/selectors/<family>/*.csv, a line of `#` before the header says on what machine. Seeds and
 selectors that stand there already are not run again, so an interrupted benchmark goes on where it
@@ -58,7 +60,8 @@ SELECTORS = (
     "snnet", "klas", "kl-only", "cka", "mse", "ce", "direct", "random",
     "klas-mse", "klas-calibrated", "output-kl",
 )  # fmt: skip
-OTHERS = ("warm-up", "all", "self")
+BOTH = " both"  # ends the name of a selector that goes up and down
+OTHERS = ("klas both", "kl-only both", "snnet both", "warm-up", "all", "self")
 HERE = Path(__file__).parent / "results" / "selectors"
 
 
@@ -77,7 +80,8 @@ class Job:
         return [Route.anchor(name, chain.depth) for name, chain in self.family.chains.items()]
 
     def settings(self, selector: str) -> SelectionSettings:
-        return SelectionSettings(selector=selector, seed=self.seed)
+        name = selector.removesuffix(BOTH)
+        return SelectionSettings(selector=name, direction="up" if name == selector else "both", seed=self.seed)
 
     @property
     def images(self) -> Images:

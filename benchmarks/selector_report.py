@@ -173,8 +173,12 @@ class Family:
         return found
 
     def share_of_best(self, selector: str) -> list[float]:
-        """Buckets whose best candidate after tuning (in the supernet of all) the selector chose, per cent."""
+        """Buckets whose best candidate after tuning (in the supernet of all) the selector chose, per cent.
 
+        NaN for selectors that go both ways: that supernet holds the stitches up alone.
+        """
+        if selector.endswith(" both"):
+            return [float("nan")]
         return self.each(
             selector, lambda seed: self.share_of_best_of({row["route"] for row in self.runs[selector, seed]}, seed)
         )

@@ -62,9 +62,9 @@ def _all(problem: Problem, measured: Measurements) -> list[Candidate]:
 
 
 def _windows(problem: Problem, measured: Measurements) -> list[Candidate]:
-    if problem.settings.direction != "up":
-        raise SelectionError("SN-Net's windows run from the cheaper anchor to the dearer one: direction is up.")
-    return choose_by_windows(problem.chains, problem.pairs, problem.cost, problem.settings.buckets)
+    return choose_by_windows(
+        problem.chains, problem.pairs, problem.cost, problem.settings.buckets, problem.settings.direction
+    )
 
 
 PUBLISHED = (

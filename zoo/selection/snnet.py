@@ -25,7 +25,7 @@ from torch import nn
 
 from klas_zoo.chains import Chain, Shape, can_stitch
 from klas_zoo.errors import SelectionError
-from klas_zoo.routes import Seam
+from klas_zoo.routes import Direction, Seam
 from klas_zoo.selection.candidates import Candidate, Cost, Pair, to_candidates
 
 
@@ -80,21 +80,26 @@ def window_seams(source: Chain, target: Chain) -> list[tuple[int, int]]:
     return [(i, j) for i, j in found if can_stitch(source, i, target, j)]
 
 
-def choose_by_windows(chains: dict[str, Chain], pairs: Sequence[Pair], cost: Cost, buckets: int) -> list[Candidate]:
-    """SN-Net's stitches of these pairs, whatever they cost.
+def choose_by_windows(
+    chains: dict[str, Chain], pairs: Sequence[Pair], cost: Cost, buckets: int, direction: Direction = "up"
+) -> list[Candidate]:
+    """SN-Net's stitches of these (cheaper, dearer) pairs, whatever they cost.
+
+    SN-Net goes `up`; the same windows the other way, and both, are SN-Netv2's two-way stitching. Between
+    unequal depths the rule finds stitches only into the deeper network.
 
     Raises:
         SelectionError: a pair has none.
     """
     chosen: list[Candidate] = []
-    for source, target in pairs:
-        places = window_seams(chains[source], chains[target])
-        if not places:
+    for pair in pairs:
+        ways = {"up": (pair,), "down": (pair[::-1],), "both": (pair, pair[::-1])}[direction]
+        seams = [Seam(f, i, g, j) for f, g in ways for i, j in window_seams(chains[f], chains[g])]
+        if not seams:
             raise SelectionError(
-                f"SN-Net's windows hold no stitch of {source} and {target}: "
-                f"their stages have {_depths(chains[source])} and {_depths(chains[target])} blocks."
+                f"SN-Net's windows hold no stitch of {' and '.join(ways[0])}: "
+                f"their stages have {' and '.join(_depths(chains[name]) for name in ways[0])} blocks."
             )
-        seams = [Seam(source, i, target, j) for i, j in places]
         chosen += [replace(one, reason="window") for one in to_candidates(chains, seams, cost, buckets)]
     return chosen
 
