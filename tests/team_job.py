@@ -88,10 +88,9 @@ def main(out: Path, what: str) -> None:
     team = join("cpu")
     found: Any = everything(team) if what == "everything" else tuned(team, SETTINGS, out.parent / "checkpoints")
     if what == "everything":
-        # another route on every process: all end with the same weights
+        # another route on every process
         weights, _ = tuned(team, replace(SETTINGS, routes="each"))
-        same = team.gather({name: value.clone() for name, value in weights.items()})
-        found["each"] = all(torch.equal(one[name], same[0][name]) for one in same for name in same[0])
+        found["each"] = team.gather({name: value.clone() for name, value in weights.items()})
     if team.leads:
         torch.save(found, out)
     leave(team)

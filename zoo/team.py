@@ -43,6 +43,12 @@ class Team:
         dist.broadcast_object_list(box)
         return box[0]
 
+    def follow(self, values: Iterable[Tensor]) -> None:
+        """Makes tensors what the first process has, in place."""
+        if self.size > 1:
+            for value in values:
+                dist.broadcast(value, 0)
+
     def gather(self, value: Any) -> list[Any]:
         """Everybody's values, in the order of ranks."""
         if self.size == 1:
@@ -60,12 +66,19 @@ ALONE = Team()
 
 
 def average_gradients(parameters: Iterable[Tensor], team: Team) -> None:
-    """Makes every gradient the mean of the processes' gradients, in one exchange."""
+    """Makes every gradient the mean of the processes' gradients, in one exchange.
+
+    The parameters are the same for all. Whoever has no gradient of one adds nothing to the others'.
+    """
     if team.size == 1:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = team.add(torch.cat([g.flatten() for g in gradients])) / team.size
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
+    flat = team.add(torch.cat([gradient.flatten() for gradient in gradients])).div_(team.size)
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
 
 

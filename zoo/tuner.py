@@ -2,18 +2,18 @@
 
 The loss is a mix of cross-entropy and distillation from the largest anchor as it was before
 tuning. Anchors and stitching layers have learning rates of their own. Several processes share
-every batch (DistributedDataParallel), and take the steps that one would.
+every batch, and take the steps that one would: after the backward pass they average the gradients
+of the routes of that step. torch's DistributedDataParallel would send those of the whole supernet,
+most of which a step leaves unused.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import random
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from klas_zoo.chains import Chain
@@ -29,8 +28,8 @@ from klas_zoo.compiling import block_by_block
 from klas_zoo.data import Batch
 from klas_zoo.errors import SelectionError, UsageError
 from klas_zoo.routes import Route
-from klas_zoo.supernet import Supernet
-from klas_zoo.team import ALONE, Team
+from klas_zoo.supernet import Supernet, steps_of
+from klas_zoo.team import ALONE, Team, average_gradients
 from klas_zoo.tuning import TuningSettings
 
 
@@ -67,6 +66,7 @@ class Tuner:
         self.device = next(supernet.parameters()).device.type
         self.settings = settings.on(self.device)
         self.memory_format = self.settings.format_of(supernet, self.device)
+        team.follow(supernet.state_dict().values())
         supernet.to(memory_format=self.memory_format)
         dearest = list(supernet.chains.values())[-1]
         assert isinstance(dearest, Chain)
@@ -80,18 +80,14 @@ class Tuner:
         )
         self.loss = math.nan
         self._draw = random.Random(settings.seed)
-        self._network = _shared(supernet, team)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Training mode, compiled where that is wanted, for as long as steps are taken."""
         self.supernet.train()
         self.supernet.freeze_statistics()
-        with warnings.catch_warnings():
-            # of depthwise convolutions, whose gradients have an axis of length one: its stride means nothing
-            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-            with block_by_block(self.supernet, self.teacher) if self.settings.compile else nullcontext():
-                yield
+        with block_by_block(self.supernet, self.teacher) if self.settings.compile else nullcontext():
+            yield
 
     def step(self, batches: Iterator[Batch]) -> Progress:
         """Takes `settings.accumulate` batches, each this process's share.
@@ -99,14 +95,14 @@ class Tuner:
         Raises:
             SelectionError: the loss is not finite; names the route and the step.
         """
-        route = self._next_route()
+        routes = self._next_routes()
+        route = routes[self.team.rank]
         total = torch.zeros((), device=self.device)
         count = 0
-        for part in range(self.settings.accumulate):
+        for _ in range(self.settings.accumulate):
             images, labels = next(batches)
-            with self._unshared() if part < self.settings.accumulate - 1 else nullcontext():
-                loss = self._loss(images, labels, route) / self.settings.accumulate
-                loss.backward()
+            loss = self._loss(images, labels, route) / self.settings.accumulate
+            loss.backward()
             total += loss.detach()
             count += len(labels)
         last = float(self.team.add(total.clone())) / self.team.size
@@ -115,6 +111,7 @@ class Tuner:
                 f"Tuning diverged at step {self.done + 1} on route {self._guilty(total, route)}: lower the learning "
                 "rates."
             )
+        average_gradients(self._parameters_of(routes), self.team)
         if self.settings.clip is not None:
             nn.utils.clip_grad_norm_(self.supernet.parameters(), self.settings.clip)
         rate = self.optimiser.param_groups[-1]["lr"]
@@ -159,24 +156,24 @@ class Tuner:
         version, numbers, gauss = state["draw"]
         self._draw.setstate((version, tuple(numbers), gauss))
 
-    def _next_route(self) -> Route:
-        """Everybody draws for everybody, so that generators stay alike."""
+    def _next_routes(self) -> list[Route]:
+        """One for each process. Everybody draws for everybody, so that generators stay alike."""
         if self.settings.routes == "same":
-            return self._draw.choice(self.supernet.routes)
-        return [self._draw.choice(self.supernet.routes) for _ in range(self.team.size)][self.team.rank]
+            return [self._draw.choice(self.supernet.routes)] * self.team.size
+        return [self._draw.choice(self.supernet.routes) for _ in range(self.team.size)]
+
+    def _parameters_of(self, routes: list[Route]) -> Iterable[nn.Parameter]:
+        """What any of the routes is made of, each once and in the same order in every process."""
+        modules = {step: self.supernet.module(step) for route in routes for step in steps_of(route)}
+        return (one for module in modules.values() for one in module.parameters() if one.requires_grad)
 
     def _loss(self, images: Tensor, labels: Tensor, route: Route) -> Tensor:
         images = images.contiguous(memory_format=self.memory_format)
         with _arithmetic(self.device, self.settings):
             with torch.no_grad():
                 taught = self.teacher(images).float()
-            logits = self._network(images, route).float()
+            logits = self.supernet(images, route).float()
         return mixed_loss(logits, labels, taught, self.settings)
-
-    def _unshared(self) -> AbstractContextManager[None]:
-        """Gradients of all parts but the last stay in the process."""
-        network = self._network
-        return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
     def _guilty(self, loss: Tensor, route: Route) -> str:
         mine = "" if torch.isfinite(loss) else str(route)
@@ -222,21 +219,6 @@ def mixed_loss(logits: Tensor, labels: Tensor, taught: Tensor, settings: TuningS
             F.log_softmax(logits, 1), F.log_softmax(taught, 1), log_target=True, reduction="batchmean"
         )
     return (1 - settings.distillation) * plain + settings.distillation * distilled
-
-
-def _shared(supernet: Supernet, team: Team) -> nn.Module:
-    if team.size == 1:
-        return supernet
-    # statistics stand still, so there is nothing to broadcast; torch renamed what says so
-    new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    quiet: dict[str, Any] = {"forward_sync_buffers" if new_name else "broadcast_buffers": False}
-    return DistributedDataParallel(
-        supernet,
-        device_ids=[torch.cuda.current_device()] if next(supernet.parameters()).is_cuda else None,
-        find_unused_parameters=True,  # a step leaves most of the supernet unused
-        gradient_as_bucket_view=True,
-        **quiet,
-    )
 
 
 def _arithmetic(device: str, settings: TuningSettings) -> ExitStack:
