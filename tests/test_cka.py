@@ -84,6 +84,17 @@ def test_features_that_never_change_are_like_nothing() -> None:
     assert measure_cka(chains, [Seam("tiny", 1, "base", 2)], BATCHES) == {Seam("tiny", 1, "base", 2): 0.0}
 
 
+@pytest.mark.parametrize("offset", [3.0, 30.0, 300.0])  # centred as products, nearly, and as features
+def test_an_offset_that_all_images_share_does_not_matter(offset: float) -> None:
+    chains = three_chains()
+    seam = Seam("tiny", 1, "base", 2)
+    (plain,) = measure_cka(chains, [seam], BATCHES).values()
+    with torch.no_grad():
+        chains["base"].blocks[1][0].bias += offset
+    (moved,) = measure_cka(chains, [seam], BATCHES).values()
+    assert moved == pytest.approx(plain, abs=1e-4)
+
+
 def test_activations_that_are_not_finite_name_their_block() -> None:
     chains = three_chains()
     nn.init.constant_(chains["base"].blocks[1][0].bias, float("nan"))
