@@ -30,12 +30,11 @@ import torch.nn.functional as F
 from record import RESULTS, write_record
 from torch import Tensor, nn
 
-from klas_zoo.anchors import Family, load_family
 from klas_zoo.chains import Chain
-from klas_zoo.costs import part_costs, route_costs
-from klas_zoo.data import Batch
-from klas_zoo.evaluation import evaluate
-from klas_zoo.families import find_family
+from klas_zoo.costs.counting import part_costs, route_costs
+from klas_zoo.data.loading import Batch
+from klas_zoo.families.anchors import Family, load_family
+from klas_zoo.families.specs import find_family
 from klas_zoo.profiles.macs import ChainCost, seam_cost
 from klas_zoo.routes import Route, Seam
 from klas_zoo.selection.cka import measure_cka
@@ -43,8 +42,9 @@ from klas_zoo.selection.probes import ProbeSettings, train_probes
 from klas_zoo.selection.similarity import measure_similarities
 from klas_zoo.selection.snnet import window_seams
 from klas_zoo.supernet import Step, Supernet, steps_of
-from klas_zoo.tuner import tune
-from klas_zoo.tuning import PRESETS
+from klas_zoo.tuning.evaluation import evaluate
+from klas_zoo.tuning.settings import PRESETS
+from klas_zoo.tuning.tuner import tune
 
 IMAGES = 32  # per pass of scoring; the ratio does not depend on it
 PAIRS = (("tiny", "small"), ("small", "base"))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from klas_zoo.errors import UsageError
-from klas_zoo.team import ALONE, Team, under_torchrun
-from klas_zoo.tuner import Tuner
+from klas_zoo.processes.team import ALONE, Team, under_torchrun
+from klas_zoo.tuning.tuner import Tuner
 
 JOB = Path(team_job.__file__)
 
