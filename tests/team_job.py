@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from toys import random_batches, token_chain
 
-from klas_zoo.checkpoints import Checkpoints
-from klas_zoo.data import Batch
-from klas_zoo.evaluation import evaluate
-from klas_zoo.order import in_order, shuffled
+from klas_zoo.data.loading import Batch
+from klas_zoo.data.order import in_order, shuffled
+from klas_zoo.processes.team import Team, join, leave
 from klas_zoo.routes import Route
 from klas_zoo.selection.probes import ProbeSettings, train_probes
 from klas_zoo.supernet import Supernet
-from klas_zoo.team import Team, join, leave
-from klas_zoo.tuner import Tuner
-from klas_zoo.tuning import TuningSettings
+from klas_zoo.tuning.checkpoints import Checkpoints
+from klas_zoo.tuning.evaluation import evaluate
+from klas_zoo.tuning.settings import TuningSettings
+from klas_zoo.tuning.tuner import Tuner
 
 STEPS = 8
 SETTINGS = TuningSettings(

@@ -15,11 +15,11 @@ import team_job
 import torch
 from torch import Tensor
 
+from klas_zoo.data.order import shuffled
 from klas_zoo.errors import UsageError
-from klas_zoo.order import shuffled
+from klas_zoo.processes.team import ALONE, Team, under_torchrun
 from klas_zoo.routes import Route
-from klas_zoo.team import ALONE, Team, under_torchrun
-from klas_zoo.tuner import Tuner, mixed_loss
+from klas_zoo.tuning.tuner import Tuner, mixed_loss
 
 JOB = Path(team_job.__file__)
 

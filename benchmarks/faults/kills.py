@@ -35,22 +35,23 @@ from torch import Tensor, nn
 from toys import write_images
 
 from faults import Figure, Outcome
-from klas_zoo import engines
-from klas_zoo.anchors import Family
-from klas_zoo.build import build
+from klas_zoo.building import engines
+from klas_zoo.building.job import build
+from klas_zoo.building.settings import BuildSettings
 from klas_zoo.chains import Chain
-from klas_zoo.checking import check
-from klas_zoo.data import load_data
+from klas_zoo.data.loading import load_data
 from klas_zoo.exporters.to_onnx import RouteExporter
-from klas_zoo.listeners import Nobody
+from klas_zoo.families.anchors import Family
 from klas_zoo.profiles.devices import resolve_device
-from klas_zoo.registry import Registry, check_file
+from klas_zoo.progress.listeners import Nobody
+from klas_zoo.registry import Registry
+from klas_zoo.registry.checking import check
+from klas_zoo.registry.store import check_file
 from klas_zoo.routes import Route
 from klas_zoo.selection.candidates import SelectionSettings
 from klas_zoo.selection.probes import ProbeSettings
-from klas_zoo.settings import BuildSettings
 from klas_zoo.supernet import Supernet
-from klas_zoo.tuning import PRESETS
+from klas_zoo.tuning.settings import PRESETS
 
 KILLS = 200
 IMAGE, CLASSES, SEED = (3, 8, 8), 3, 0

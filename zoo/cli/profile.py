@@ -60,7 +60,7 @@ def profile(context: click.Context, registry: Path | None, as_json: bool, family
         return
     if family is None:
         raise UsageError("Which family? For example: klas-zoo profile --family deit --device cpu.")
-    from klas_zoo.families import find_family
+    from klas_zoo.families.specs import find_family
     from klas_zoo.profiles.store import ProfileStore
     from klas_zoo.registry import default_root
 
@@ -76,7 +76,7 @@ def profile(context: click.Context, registry: Path | None, as_json: bool, family
 
         click.echo(json.dumps([to_json(one) for one in found], sort_keys=True))
         return
-    from klas_zoo.tables import profile_table, show
+    from klas_zoo.cli.tables import profile_table, show
 
     for one in found:
         show(profile_table(one))
@@ -87,9 +87,9 @@ def profile(context: click.Context, registry: Path | None, as_json: bool, family
 
 
 def _count(spec: Any, as_json: bool) -> None:
-    from klas_zoo.anchors import load_family
+    from klas_zoo.cli.tables import blocks_table, show
+    from klas_zoo.families.anchors import load_family
     from klas_zoo.profiles.shapes import block_rows, count
-    from klas_zoo.tables import blocks_table, show
 
     family = load_family(spec, random_weights=True)
     rows = block_rows(count(family.chains, family.input_shape))
@@ -105,10 +105,10 @@ def _measured(spec: Any, options: dict[str, Any]) -> list[Profile]:
     device = resolve_device(options["device"])
     from rich.console import Console
 
-    from klas_zoo.anchors import load_family
+    from klas_zoo.costs.profiling import ProfileSettings, check_settings, profile_family
+    from klas_zoo.families.anchors import load_family
     from klas_zoo.profiles.timing import Method
-    from klas_zoo.profiling import ProfileSettings, check_settings, profile_family
-    from klas_zoo.progress import ConsoleListener
+    from klas_zoo.progress.console import ConsoleListener
 
     names = ("runtime", "precision", "batches", "threads", "stitches", "checks", "compiled", "graph", "name", "seed")
     settings = ProfileSettings(
@@ -121,8 +121,8 @@ def _measured(spec: Any, options: dict[str, Any]) -> list[Profile]:
 
 
 def _predicted(spec: Any, store: Any, options: dict[str, Any]) -> list[Profile]:
-    from klas_zoo.anchors import load_family
-    from klas_zoo.predicting import predict_profiles
+    from klas_zoo.costs.predicting import predict_profiles
+    from klas_zoo.families.anchors import load_family
     from klas_zoo.profiles.catalog import find_spec, unknown
 
     found = find_spec(options["device"])
@@ -144,7 +144,7 @@ def _predicted(spec: Any, store: Any, options: dict[str, Any]) -> list[Profile]:
 @registry_option
 def export_profiles(file: Path, registry: Path | None, **options: Any) -> None:
     """Write measured profiles into one FILE, to be imported elsewhere."""
-    from klas_zoo.profile_exchange import export_file
+    from klas_zoo.costs.exchange import export_file
     from klas_zoo.registry import default_root
 
     found = export_file(registry or default_root(), file, **options)
@@ -158,7 +158,7 @@ def export_profiles(file: Path, registry: Path | None, **options: Any) -> None:
 @registry_option
 def import_profiles(file: Path, registry: Path | None, **options: Any) -> None:
     """Check a FILE from another machine and use its profiles from now on."""
-    from klas_zoo.profile_exchange import import_file
+    from klas_zoo.costs.exchange import import_file
     from klas_zoo.registry import default_root
 
     for one, path in import_file(registry or default_root(), file, **options):
