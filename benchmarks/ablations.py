@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from klas_zoo.chains import Chain
-from klas_zoo.data import Batch
-from klas_zoo.families import find_family
+from klas_zoo.data.loading import Batch
+from klas_zoo.families.specs import find_family
 from klas_zoo.frontier import area, frontier
 from klas_zoo.selection import select
 from klas_zoo.selection.calibration import calibrate, every_other

@@ -35,12 +35,10 @@ import selector_report
 import torch
 from torch import Tensor
 
-from klas_zoo.anchors import Family, load_family
-from klas_zoo.build import versions
-from klas_zoo.costs import route_costs
-from klas_zoo.data import Batch, Data, Split, batches, load_data
-from klas_zoo.evaluation import evaluate
-from klas_zoo.families import find_family
+from klas_zoo.costs.counting import route_costs
+from klas_zoo.data.loading import Batch, Data, Split, batches, load_data
+from klas_zoo.families.anchors import Family, load_family
+from klas_zoo.families.specs import find_family
 from klas_zoo.initialisation import initialise_stitches
 from klas_zoo.profiles.devices import resolve_device
 from klas_zoo.routes import Route, Seam
@@ -51,10 +49,12 @@ from klas_zoo.selection.measuring import Images, measure
 from klas_zoo.selection.probes import ProbeSettings
 from klas_zoo.selection.scoring import keep_best
 from klas_zoo.selection.selectors import find_selector
-from klas_zoo.streams import images_of
+from klas_zoo.selection.streams import images_of
 from klas_zoo.supernet import Supernet
-from klas_zoo.tuner import tune
-from klas_zoo.tuning import PRESETS
+from klas_zoo.tuning.evaluation import evaluate
+from klas_zoo.tuning.settings import PRESETS
+from klas_zoo.tuning.tuner import tune
+from klas_zoo.versions import versions
 
 SELECTORS = (
     "snnet", "klas", "kl-only", "cka", "mse", "ce", "direct", "random",

@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from record import write_record
 
-from klas_zoo.anchors import load_family
-from klas_zoo.data import batches, load_data
-from klas_zoo.families import find_family
+from klas_zoo.data.loading import batches, load_data
+from klas_zoo.families.anchors import load_family
+from klas_zoo.families.specs import find_family
 from klas_zoo.selection.probes import ProbeSettings, train_probes
 from klas_zoo.selection.similarity import measure_similarities
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from klas_zoo import cifar10
+from klas_zoo.data import cifar10
 
 COLUMNS = 50
 

@@ -161,8 +161,8 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     """Stitches in onnxruntime beside torch eager, and beside what their multiply-adds say; batch 1."""
     import torch
 
-    from klas_zoo.anchors import load_family
-    from klas_zoo.families import find_family
+    from klas_zoo.families.anchors import load_family
+    from klas_zoo.families.specs import find_family
     from klas_zoo.profiles.devices import CPU_PROVIDER, open_session
     from klas_zoo.supernet import Supernet
 
@@ -251,7 +251,7 @@ def empty(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from torch import nn
 
-    import klas_zoo.exporting  # noqa: F401  what the command imports
+    import klas_zoo.building.exporting  # noqa: F401  what the command imports
     from klas_zoo.exporters.to_onnx import export
 
     with tempfile.TemporaryDirectory() as folder:

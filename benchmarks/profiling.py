@@ -32,16 +32,16 @@ from typing import Any
 import numpy as np
 from record import RESULTS, write_record
 
-from klas_zoo.anchors import load_family
+from klas_zoo.costs.profiling import all_stitches
 from klas_zoo.exporters.to_onnx import RouteExporter
-from klas_zoo.families import find_family
+from klas_zoo.families.anchors import load_family
+from klas_zoo.families.specs import find_family
 from klas_zoo.profiles.devices import CPU_PROVIDER, open_session, physical_cores
 from klas_zoo.profiles.interpolation import choose_stitches, errors_percent, fit, summarise
 from klas_zoo.profiles.runners import OnnxCpuRunner, images_of
 from klas_zoo.profiles.shapes import count, shapes_of
 from klas_zoo.profiles.store import ProfileStore
 from klas_zoo.profiles.timing import Method, doubts, time_in_turn
-from klas_zoo.profiling import all_stitches
 from klas_zoo.routes import Route, Segment
 from klas_zoo.supernet import Supernet
 

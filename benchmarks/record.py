@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from klas_zoo.build import versions
 from klas_zoo.profiles.devices import resolve_device
+from klas_zoo.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,11 @@ import torch.nn.functional as F
 from record import RESULTS, write_record
 from torch import Tensor, nn
 
-from klas_zoo.anchors import Family, load_family
 from klas_zoo.chains import Chain
-from klas_zoo.costs import part_costs, route_costs
-from klas_zoo.data import Batch
-from klas_zoo.evaluation import evaluate
-from klas_zoo.families import find_family
+from klas_zoo.costs.counting import part_costs, route_costs
+from klas_zoo.data.loading import Batch
+from klas_zoo.families.anchors import Family, load_family
+from klas_zoo.families.specs import find_family
 from klas_zoo.profiles.macs import ChainCost, seam_cost
 from klas_zoo.routes import Route, Seam
 from klas_zoo.selection.cka import measure_cka
@@ -43,8 +43,9 @@ from klas_zoo.selection.probes import ProbeSettings, train_probes
 from klas_zoo.selection.similarity import measure_similarities
 from klas_zoo.selection.snnet import window_seams
 from klas_zoo.supernet import Step, Supernet, steps_of
-from klas_zoo.tuner import tune
-from klas_zoo.tuning import PRESETS
+from klas_zoo.tuning.evaluation import evaluate
+from klas_zoo.tuning.settings import PRESETS
+from klas_zoo.tuning.tuner import tune
 
 IMAGES = 32  # per pass of scoring; the ratio does not depend on it
 PAIRS = (("tiny", "small"), ("small", "base"))
@@ -159,7 +160,10 @@ class _FirstTen(nn.Module):
 
 
 def evaluation(family: Family, repeats: int) -> dict[str, Any]:
-    """SN-Net's 71 routes: their time against that of as many multiply-adds in plain forward passes."""
+    """SN-Net's 71 routes: their time against that of as many multiply-adds in plain forward passes.
+
+    What is left to compute in each anchor's blocks counts at the pace of that anchor's own plain passes.
+    """
     chains = family.chains
     stitches = [
         Route.stitch(f, i, g, j, chains[g].depth) for f, g in PAIRS for i, j in window_seams(chains[f], chains[g])
@@ -168,35 +172,46 @@ def evaluation(family: Family, repeats: int) -> dict[str, Any]:
     supernet = Supernet(chains, [*anchors, *stitches]).eval()
     batch = made_up(8, 8, family.input_shape, family.num_classes)
     cost_of = route_costs(family)
-    separate = sum(cost_of(route).macs for route in supernet.routes)
     shared = shared_macs(family, supernet)
-    plain_macs = sum(cost_of(route).macs for route in anchors)
-    turns = 4
+    macs = {name: cost_of(anchor).macs for name, anchor in zip(chains, anchors, strict=True)}
+    turns = {name: max(4, round(shared[name] / 4 / macs[name])) for name in chains}
 
-    def plain() -> None:
+    def plain(name: str) -> None:
         with torch.inference_mode():
-            for _ in range(turns):
-                for chain in chains.values():
-                    chain(batch[0][0])
+            for _ in range(turns[name]):
+                chains[name](batch[0][0])
 
-    found = ratios(lambda: evaluate(supernet, supernet.routes, batch), plain, repeats)
-    expected = shared / (turns * plain_macs)
+    def one_turn() -> tuple[float, dict[str, float]]:
+        return seconds(lambda: evaluate(supernet, supernet.routes, batch)), {
+            name: seconds(partial(plain, name)) for name in chains
+        }
+
+    one_turn()
+    rows = []
+    for _ in range(repeats):
+        took, alone = one_turn()
+        expected = sum(alone[name] / turns[name] * shared[name] / macs[name] for name in chains)
+        rows.append({"seconds": took, "plain_seconds": alone, "expected_seconds": expected, "ratio": took / expected})
+    separate = sum(cost_of(route).macs for route in supernet.routes)
     return {
-        **found, "routes": len(supernet.routes), "macs_one_by_one": separate, "macs_shared": shared,
-        "share_left": shared / separate, "median_time_ratio": found["median_ratio"] / expected,
+        "batch": 8, "routes": len(supernet.routes), "macs_one_by_one": separate, "macs_shared": shared,
+        "share_left": sum(shared.values()) / separate, "plain_passes": turns, "turns": rows,
+        "median_time_ratio": statistics.median(row["ratio"] for row in rows),
     }  # fmt: skip
 
 
-def shared_macs(family: Family, supernet: Supernet) -> int:
-    """Multiply-adds when every prefix that routes share is computed once."""
+def shared_macs(family: Family, supernet: Supernet) -> dict[str, int]:
+    """Multiply-adds in each anchor's modules when every prefix that routes share is computed once; seams are
+    their target's."""
     parts = part_costs(family)
-    total, seen = 0, set()
+    total = dict.fromkeys(family.chains, 0)
+    seen = set()
     for route in supernet.routes:
         steps = steps_of(route)
         for length, step in enumerate(steps, start=1):
             if steps[:length] not in seen:
                 seen.add(steps[:length])
-                total += step_macs(step, family, parts)
+                total[step.seam.target if step.seam else step.anchor] += step_macs(step, family, parts)
     return total
 
 

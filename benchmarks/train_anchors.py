@@ -43,15 +43,15 @@ from safetensors.torch import save_file
 from timm.layers import set_fused_attn
 from torchvision.datasets import CIFAR10
 
-import klas_zoo.micro  # noqa: F401  registers the anchors with timm
-from klas_zoo.anchors import Family
+import klas_zoo.families.micro  # noqa: F401  registers the anchors with timm
 from klas_zoo.architectures import to_chain
 from klas_zoo.chains import Chain
-from klas_zoo.costs import route_costs
-from klas_zoo.evaluation import evaluate
+from klas_zoo.costs.counting import route_costs
+from klas_zoo.families.anchors import Family
 from klas_zoo.routes import Route
 from klas_zoo.selection.candidates import candidates_of
 from klas_zoo.supernet import Supernet
+from klas_zoo.tuning.evaluation import evaluate
 
 SHIFT = 3  # pixels
 SAMPLE = 4_000  # training images that make_sample.py takes, with its default seed

@@ -29,10 +29,10 @@ import tritonclient.http
 from record import write_record
 from tritonclient.utils import InferenceServerException
 
+from klas_zoo.building.exporting import choose, images_for, random_source
 from klas_zoo.exporters.family import export_family
 from klas_zoo.exporters.to_triton import TritonSettings, model_name, write_repository
-from klas_zoo.exporting import choose, images_for, random_source
-from klas_zoo.families import find_family
+from klas_zoo.families.specs import find_family
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from server_processes import Server, triton

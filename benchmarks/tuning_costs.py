@@ -30,15 +30,15 @@ from record import write_record
 from rich.console import Console
 from rich.table import Table
 
-from klas_zoo.anchors import load_family
-from klas_zoo.checkpoints import Checkpoints
-from klas_zoo.data import batches, load_data
-from klas_zoo.families import find_family
+from klas_zoo.data.loading import batches, load_data
+from klas_zoo.families.anchors import load_family
+from klas_zoo.families.specs import find_family
+from klas_zoo.processes.team import ALONE, Team, join, leave
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
-from klas_zoo.team import ALONE, Team, join, leave
-from klas_zoo.tuner import Tuner
-from klas_zoo.tuning import PRESETS, TuningSettings
+from klas_zoo.tuning.checkpoints import Checkpoints
+from klas_zoo.tuning.settings import PRESETS, TuningSettings
+from klas_zoo.tuning.tuner import Tuner
 
 SKIPPED = 5  # steps, while allocators and caches fill
 

@@ -44,11 +44,11 @@ class Half:
 def _lazily(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
     """Rounded when it is asked for and not kept: one tensor at a time is in memory twice."""
 
-    def rounded() -> ir.Tensor:
+    def rounded() -> ir.TensorProtocol:
         with np.errstate(over="ignore"):  # becomes infinite, which no verification passes
             return ir.Tensor(tensor.numpy().astype(dtype.numpy()), dtype=dtype)
 
-    return ir.LazyTensor(rounded, dtype, ir.Shape(tensor.shape), name=tensor.name)
+    return ir.LazyTensor(rounded, dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name)
 
 
 class _Conversion:

@@ -196,10 +196,10 @@ def _transpose_weights(model: ir.Model) -> None:
 
 
 def _turned(weight: ir.TensorProtocol, permutation: Sequence[int]) -> ir.LazyTensor:
-    def turn() -> ir.Tensor:
+    def turn() -> ir.TensorProtocol:
         return ir.Tensor(np.ascontiguousarray(weight.numpy().transpose(permutation)), dtype=weight.dtype)
 
-    return ir.LazyTensor(turn, weight.dtype, ir.Shape([weight.shape[axis] for axis in permutation]))
+    return ir.LazyTensor(turn, weight.dtype, ir.Shape([weight.shape.numpy()[axis] for axis in permutation]))
 
 
 def finish(model: ir.Model, metadata: Mapping[str, str]) -> onnx.ModelProto:

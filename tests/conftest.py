@@ -9,8 +9,8 @@ import torch
 from hypothesis import settings
 from toys import write_images
 
-from klas_zoo.anchors import Family, load_family
-from klas_zoo.families import FamilySpec, read_family
+from klas_zoo.families.anchors import Family, load_family
+from klas_zoo.families.specs import FamilySpec, read_family
 
 TINY_FAMILY = """
 name = "tiny-vits"

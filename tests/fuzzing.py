@@ -22,17 +22,17 @@ import profiles_made_up
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from klas_zoo.checking import check
 from klas_zoo.errors import KlasZooError
 from klas_zoo.exporters.manifest import read_manifest
 from klas_zoo.exporters.package import Package
-from klas_zoo.families import read_family
+from klas_zoo.families.specs import read_family
 from klas_zoo.files import sha256_of
-from klas_zoo.picking import pick
 from klas_zoo.profiles import files as profile_files
 from klas_zoo.registry import Registry
+from klas_zoo.registry.checking import check
+from klas_zoo.registry.picking import pick
+from klas_zoo.registry.tags import move_tag
 from klas_zoo.sharing.index import index_of, read_index
-from klas_zoo.tags import move_tag
 from klas_zoo.units import parse_latency_ms, parse_size_bytes
 
 LONGEST_S = 10
@@ -317,7 +317,7 @@ def _safetensors(folder: Path, package: Path) -> Made:
     import torch
     from safetensors.torch import save_file
 
-    from klas_zoo.anchors import read_state_dict
+    from klas_zoo.families.anchors import read_state_dict
 
     path = folder / "weights.safetensors"
     save_file({"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.int64)}, path, metadata={"x": "y"})
@@ -342,7 +342,7 @@ def _safetensors(folder: Path, package: Path) -> Made:
 def _checkpoints(folder: Path, package: Path) -> Made:
     import torch
 
-    from klas_zoo.anchors import read_state_dict
+    from klas_zoo.families.anchors import read_state_dict
 
     path = folder / "weights.pth"
     torch.save({"model": {"a": torch.zeros(2, 3)}}, path)

@@ -9,8 +9,8 @@ from typing import Any
 
 from klas_zoo.exporters.records import Verification
 from klas_zoo.profiles.records import LatencyRecord
-from klas_zoo.records import BuildRecord, EngineRecord, NewEngine
 from klas_zoo.registry import Registry
+from klas_zoo.registry.records import BuildRecord, EngineRecord, NewEngine
 from klas_zoo.routes import Route
 
 OF_A_BUILD: dict[str, Any] = {

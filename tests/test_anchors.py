@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import nn
 from toys import CLASSES, IMAGE, same_state, snapshot, three_chains, token_chain
 
-from klas_zoo.anchors import Family, load_family, read_state_dict
-from klas_zoo.data import batches, load_data
+from klas_zoo.data.loading import batches, load_data
 from klas_zoo.errors import FamilyError, UnknownName, WeightsError
-from klas_zoo.families import FamilySpec, builtin_families, read_family
+from klas_zoo.families.anchors import Family, load_family, read_state_dict
+from klas_zoo.families.specs import FamilySpec, builtin_families, read_family
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
 

@@ -12,12 +12,12 @@ import torch
 from small_models import MODELS, SHAPE, VIT, build, small_chain, small_model
 from torch import nn
 
-import klas_zoo.micro  # noqa: F401  registers deit-micro with timm
-from klas_zoo.anchors import Family
+import klas_zoo.families.micro  # noqa: F401  registers deit-micro with timm
 from klas_zoo.architectures import to_chain
 from klas_zoo.chains import Chain, Layout, mismatch
 from klas_zoo.errors import FamilyError, SelectionError
-from klas_zoo.families import builtin_families
+from klas_zoo.families.anchors import Family
+from klas_zoo.families.specs import builtin_families
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
 

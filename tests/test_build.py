@@ -21,12 +21,12 @@ from click.testing import CliRunner
 from PIL import Image
 from profiles_made_up import statistics
 
+from klas_zoo.building.engines import time_anchors
 from klas_zoo.cli import main
-from klas_zoo.engines import time_anchors
-from klas_zoo.picking import pick
 from klas_zoo.profiles.profile import MeasuredNetwork
 from klas_zoo.profiles.store import ProfileStore
 from klas_zoo.registry import Registry
+from klas_zoo.registry.picking import pick
 
 FAMILY = """
 name = "toy"
@@ -317,7 +317,7 @@ def test_a_build_takes_any_selector_and_the_report_names_it(
         assert found.keys() == {"cheap", "dear"} and min(found.values()) > 0
         return {"cheap": 1.0, "dear": 4.0}
 
-    monkeypatch.setattr("klas_zoo.engine_stages.time_anchors", timed)
+    monkeypatch.setattr("klas_zoo.building.engine_stages.time_anchors", timed)
     arguments = [*command(toy, tmp_path, "--selector", selector, "--tune-steps", "0"), "--json"]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.stderr

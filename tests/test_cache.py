@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klas_zoo.cache import Cache, content_key
+from klas_zoo.building.cache import Cache, content_key
 
 KEY = "0" * 32
 JSON = st.recursive(

@@ -11,10 +11,9 @@ from pathlib import Path
 import made_up
 import pytest
 
-from klas_zoo import database
-from klas_zoo.checking import Finding, check
-from klas_zoo.registry import Registry
-from klas_zoo.tags import move_tag
+from klas_zoo.registry import Registry, database
+from klas_zoo.registry.checking import Finding, check
+from klas_zoo.registry.tags import move_tag
 
 
 @pytest.fixture
@@ -140,7 +139,7 @@ def test_a_registry_that_cannot_be_written_can_be_checked(registry: Registry) ->
         if "pytest" in str(path):
             path.chmod(0o755 if path != registry.root else 0o555)
     script = (
-        "import fcntl, hashlib, sys, os; from pathlib import Path; from klas_zoo.checking import check\n"
+        "import fcntl, hashlib, sys, os; from pathlib import Path; from klas_zoo.registry.checking import check\n"
         "from klas_zoo.registry import Registry\n"
         "os.setgid(65534); os.setuid(65534)\n"
         "assert not os.access(sys.argv[1], os.W_OK)\n"

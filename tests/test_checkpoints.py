@@ -15,14 +15,14 @@ import torch
 from torch import nn
 from toys import random_batches, same_state, snapshot, three_chains
 
-from klas_zoo.checkpoints import Checkpoints
-from klas_zoo.data import Batch
+from klas_zoo.data.loading import Batch
 from klas_zoo.errors import Interrupted
+from klas_zoo.processes.signals import Signals
 from klas_zoo.routes import Route
-from klas_zoo.signals import Signals
 from klas_zoo.supernet import Supernet
-from klas_zoo.tuner import Tuner
-from klas_zoo.tuning import TuningSettings
+from klas_zoo.tuning.checkpoints import Checkpoints
+from klas_zoo.tuning.settings import TuningSettings
+from klas_zoo.tuning.tuner import Tuner
 
 STEPS = 7
 SETTINGS = TuningSettings(
@@ -164,7 +164,7 @@ def test_one_press_of_a_key_that_comes_twice_counts_once_and_a_later_one_is_not_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr("klas_zoo.signals.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("klas_zoo.processes.signals.time.monotonic", lambda: now[0])
     signals = Signals()
     with signals.installed(), signals.patiently():
         os.kill(os.getpid(), signal.SIGINT)

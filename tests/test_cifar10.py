@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from klas_zoo import cifar10
+from klas_zoo.data import cifar10
 from klas_zoo.errors import DataError
 
 TRAIN = [f"data_batch_{index}" for index in range(1, 6)]

@@ -84,6 +84,18 @@ def test_features_that_never_change_are_like_nothing() -> None:
     assert measure_cka(chains, [Seam("tiny", 1, "base", 2)], BATCHES) == {Seam("tiny", 1, "base", 2): 0.0}
 
 
+@pytest.mark.parametrize("offset", [3.0, 30.0, 300.0])  # centred as products, nearly, and as features
+def test_an_offset_that_all_images_share_does_not_matter(offset: float) -> None:
+    chain = token_chain((6,) * 4)
+    shift = nn.Linear(6, 6)
+    nn.init.eye_(shift.weight), nn.init.constant_(shift.bias, offset)
+    shifted = Chain(chain.stem, [chain.blocks[0], shift], chain.head, input_shape=chain.input_shape)
+    seams = [Seam("it", i, "shifted", j) for i in (1, 2) for j in (1, 2)]
+    plain, moved, *others = measure_cka({"it": chain, "shifted": shifted}, seams, BATCHES).values()
+    assert plain == pytest.approx(1.0) and others[0] < 0.99
+    assert (moved, others[1]) == pytest.approx((plain, others[0]), abs=1e-4)
+
+
 def test_activations_that_are_not_finite_name_their_block() -> None:
     chains = three_chains()
     nn.init.constant_(chains["base"].blocks[1][0].bias, float("nan"))

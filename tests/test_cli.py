@@ -14,7 +14,7 @@ from made_up import filled_registry
 
 from klas_zoo.cli import main
 from klas_zoo.cli.options import selection_settings
-from klas_zoo.families import builtin_families
+from klas_zoo.families.specs import builtin_families
 
 
 def run(*arguments: object) -> tuple[int, str, str]:

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch._dynamo
 
-from klas_zoo.anchors import Family
-from klas_zoo.compiling import block_by_block, compiled
+from klas_zoo.families.anchors import Family
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
+from klas_zoo.tuning.compiling import block_by_block, compiled
 
 ANCHORS = [Route.anchor("half", 3), Route.anchor("train", 3), Route.anchor("float", 4)]
 STITCHES = [Route.stitch("half", 2, "train", 1, 3), Route.stitch("half", 1, "float", 2, 4)]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klas_zoo.controller import Controller, ControllerSettings
 from klas_zoo.errors import UsageError
+from klas_zoo.runtime.controller import Controller, ControllerSettings
 
 LADDER = [("a", 1.0), ("b", 2.0), ("c", 4.0), ("d", 8.0)]
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from toys import write_images
 
-from klas_zoo.data import Data, Split, batches, hold_out, load_data, training_transform
+from klas_zoo.data.loading import Data, Split, batches, hold_out, load_data, training_transform
+from klas_zoo.data.sources import ImageArray
 from klas_zoo.errors import DataError
-from klas_zoo.families import builtin_families
-from klas_zoo.sources import ImageArray
+from klas_zoo.families.specs import builtin_families
 
 CONFIG: dict[str, Any] = {
     "input_size": (3, 8, 8),

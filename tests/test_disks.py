@@ -11,11 +11,11 @@ from pathlib import Path
 import made_up
 import pytest
 
-from klas_zoo.checking import check
 from klas_zoo.errors import RegistryError
-from klas_zoo.picking import pick
 from klas_zoo.registry import Registry
-from klas_zoo.tags import move_tag
+from klas_zoo.registry.checking import check
+from klas_zoo.registry.picking import pick
+from klas_zoo.registry.tags import move_tag
 
 PAGE = 4096
 

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from klas_zoo.cli import main
-from klas_zoo.doctor import EXTRAS, diagnose, extras
-from klas_zoo.installation import Installation, read_installation
+from klas_zoo.doctor.checks import EXTRAS, diagnose, extras
+from klas_zoo.doctor.installation import Installation, read_installation
 
 ROOT = Path(__file__).parent.parent
 NEEDS = ("torch>=2.11", "torchvision", "onnxruntime-gpu>=1.27")

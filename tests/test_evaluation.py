@@ -9,9 +9,9 @@ from toys import calls, forget_calls, map_chain, random_batches, rebatched, same
 
 from klas_zoo.chains import Chain
 from klas_zoo.errors import DataError
-from klas_zoo.evaluation import evaluate
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
+from klas_zoo.tuning.evaluation import evaluate
 
 ROUTES = [
     Route.anchor("tiny", 3),

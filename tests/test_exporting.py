@@ -15,13 +15,13 @@ from conftest import TINY_FAMILY
 from test_cli import run
 from toys import write_images
 
-from klas_zoo import tuned
-from klas_zoo.anchors import Family, load_family
-from klas_zoo.engines import RouteResult
+from klas_zoo.building import tuned
+from klas_zoo.building.engines import RouteResult
+from klas_zoo.building.exporting import choose, tuned_source
 from klas_zoo.errors import UsageError, WeightsError
 from klas_zoo.exporters.package import Package
-from klas_zoo.exporting import choose, tuned_source
-from klas_zoo.families import FamilySpec, read_family
+from klas_zoo.families.anchors import Family, load_family
+from klas_zoo.families.specs import FamilySpec, read_family
 from klas_zoo.profiles.macs import Cost
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet

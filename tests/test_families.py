@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from klas_zoo.errors import FamilyError, UnknownName
-from klas_zoo.families import AnchorSpec, builtin_families, find_family, read_family
+from klas_zoo.families.specs import AnchorSpec, builtin_families, find_family, read_family
 
 GOOD = """\
 name = "mine"
@@ -174,6 +174,6 @@ def test_the_built_in_families_are_those_of_the_papers_order_of_cost() -> None:
 
 
 def test_listing_families_does_not_import_torch() -> None:
-    code = "import sys, klas_zoo.families as f; f.builtin_families(); print('torch' in sys.modules)"
+    code = "import sys, klas_zoo.families.specs as f; f.builtin_families(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

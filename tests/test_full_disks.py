@@ -13,9 +13,9 @@ import torch
 from test_checkpoints import SETTINGS, STEPS, stream, supernet
 from torch import nn
 
-from klas_zoo.checkpoints import Checkpoints
-from klas_zoo.stages import _write_tensors
-from klas_zoo.tuner import Tuner
+from klas_zoo.building.stages import _write_tensors
+from klas_zoo.tuning.checkpoints import Checkpoints
+from klas_zoo.tuning.tuner import Tuner
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from klas_zoo.errors import UsageError
-from klas_zoo.listeners import JsonLog, Nobody, Several, TensorBoard
-from klas_zoo.progress import ConsoleListener
+from klas_zoo.progress.console import ConsoleListener
+from klas_zoo.progress.listeners import JsonLog, Nobody, Several, TensorBoard
 
 
 def tell(listener: Nobody | ConsoleListener | JsonLog | Several) -> None:

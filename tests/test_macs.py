@@ -11,7 +11,7 @@ from small_models import SHAPE, small_chain
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import klas_zoo.micro  # noqa: F401  registers its models with timm
+import klas_zoo.families.micro  # noqa: F401  registers its models with timm
 from klas_zoo.architectures import to_chain
 from klas_zoo.chains import Chain, Layout, can_stitch
 from klas_zoo.errors import CountingError

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from toys import IMAGE, MeanHead, calls, forget_calls, random_batches, three_chains
 
 from klas_zoo.chains import Chain
-from klas_zoo.data import Batch
+from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
 from klas_zoo.routes import Route
 from klas_zoo.selection import select

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from klas_zoo.micro import DEPTH, GRID, ConvStem, LocalMlp
+from klas_zoo.families.micro import DEPTH, GRID, ConvStem, LocalMlp
 
 NAMES = ["deit_micro_tiny", "deit_micro_small", "deit_micro_base"]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klas_zoo.order import Draw, in_order, shuffled
-from klas_zoo.team import ALONE, Team
+from klas_zoo.data.order import Draw, in_order, shuffled
+from klas_zoo.processes.team import ALONE, Team
 
 LENGTHS, SHARES, SIZES = st.integers(1, 60), st.integers(1, 7), st.integers(1, 4)
 

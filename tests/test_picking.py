@@ -23,9 +23,9 @@ from klas_zoo.errors import (
     UnknownName,
     UsageError,
 )
-from klas_zoo.picking import pick
-from klas_zoo.records import EngineRecord
 from klas_zoo.registry import Registry
+from klas_zoo.registry.picking import pick
+from klas_zoo.registry.records import EngineRecord
 from klas_zoo.routes import Route
 
 
@@ -491,7 +491,7 @@ def test_picking_imports_nothing_heavy(tmp_path: Path) -> None:
         made_up.build(), [made_up.new_engine(tmp_path / "a", "mine")]
     )
     script = (
-        "import sys; from klas_zoo.picking import pick; found = pick('5ms', registry=sys.argv[1]);"
+        "import sys; from klas_zoo.registry.picking import pick; found = pick('5ms', registry=sys.argv[1]);"
         "found.explain(); found.to_json(); print(found.engine.route);"
         "print([m for m in ('torch', 'onnx', 'onnxruntime', 'numpy', 'timm', 'PIL') if m in sys.modules])"
     )

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from klas_zoo.cache import Cache, Json
+from klas_zoo.building.cache import Cache, Json
+from klas_zoo.building.pipeline import Outcome, Runner, Stage, Work
 from klas_zoo.errors import UnknownName
-from klas_zoo.listeners import Nobody
-from klas_zoo.pipeline import Outcome, Runner, Stage, Work
+from klas_zoo.progress.listeners import Nobody
 
 
 class Sum(Stage[int]):

@@ -23,7 +23,7 @@ from toys import (
 )
 
 from klas_zoo.chains import Chain, first_token
-from klas_zoo.data import Batch
+from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
 from klas_zoo.selection.probes import Probes, ProbeSettings, log_probabilities, train_probes, walk_pooled
 

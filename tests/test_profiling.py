@@ -14,11 +14,12 @@ import torch
 from click.testing import CliRunner
 from onnx import TensorProto
 
-from klas_zoo import profiling
-from klas_zoo.anchors import Family
 from klas_zoo.cli import main
+from klas_zoo.costs import profiling
+from klas_zoo.costs.profiling import ProfileSettings, all_stitches, check_settings, profile_family
 from klas_zoo.errors import UsageError
-from klas_zoo.families import FamilySpec
+from klas_zoo.families.anchors import Family
+from klas_zoo.families.specs import FamilySpec
 from klas_zoo.profiles import runners
 from klas_zoo.profiles.devices import resolve_device
 from klas_zoo.profiles.files import from_text, to_text
@@ -26,7 +27,6 @@ from klas_zoo.profiles.macs import count_parameters
 from klas_zoo.profiles.profile import Profile
 from klas_zoo.profiles.shapes import architecture_sha256
 from klas_zoo.profiles.timing import Method
-from klas_zoo.profiling import ProfileSettings, all_stitches, check_settings, profile_family
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
 

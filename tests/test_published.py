@@ -12,7 +12,7 @@ from snnet import PUBLISHED, deit_routes, levit_routes, resnet_routes, resnet_sw
 
 from klas_zoo.architectures import to_chain
 from klas_zoo.chains import Chain, can_stitch
-from klas_zoo.families import builtin_families
+from klas_zoo.families.specs import builtin_families
 from klas_zoo.profiles.macs import ChainCost, Cost, chain_cost, route_cost, seam_cost
 from klas_zoo.routes import Route, Seam
 from klas_zoo.selection.snnet import window_seams

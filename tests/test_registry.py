@@ -19,12 +19,12 @@ from typing import Any
 import made_up
 import pytest
 
-from klas_zoo import database, rows
 from klas_zoo.errors import DamagedRegistry, NewerRegistry, RegistryError, VerificationError
 from klas_zoo.profiles.records import LatencyRecord
-from klas_zoo.records import BuildRecord, EngineRecord
-from klas_zoo.registry import Registry, check_file, default_root
-from klas_zoo.schema import SCHEMA_VERSION
+from klas_zoo.registry import Registry, database, default_root, rows
+from klas_zoo.registry.records import BuildRecord, EngineRecord
+from klas_zoo.registry.schema import SCHEMA_VERSION
+from klas_zoo.registry.store import check_file
 
 TESTS = Path(__file__).parent
 NEWER = SCHEMA_VERSION + 1
@@ -33,7 +33,7 @@ import os, shutil, signal, sqlite3, sys
 from pathlib import Path
 sys.path.insert(0, {str(TESTS)!r})
 import made_up
-from klas_zoo import database, registry
+from klas_zoo.registry import database, store as registry
 from klas_zoo.errors import RegistryError
 from klas_zoo.registry import Registry
 root, work = Path(sys.argv[1]), Path(sys.argv[2])

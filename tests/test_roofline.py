@@ -11,10 +11,11 @@ import pytest
 from click.testing import CliRunner
 from profiles_made_up import statistics
 
-from klas_zoo.anchors import Family
 from klas_zoo.cli import main
+from klas_zoo.costs.predicting import predict_profiles, predicted_costs
+from klas_zoo.costs.targets import target_device
 from klas_zoo.errors import AbsentDevice, ProfileError, UnknownName
-from klas_zoo.predicting import predict_profiles, predicted_costs
+from klas_zoo.families.anchors import Family
 from klas_zoo.profiles.catalog import catalog
 from klas_zoo.profiles.devices import elsewhere
 from klas_zoo.profiles.files import from_text, to_text
@@ -23,7 +24,6 @@ from klas_zoo.profiles.roofline import Calibration, calibration_of, calibrations
 from klas_zoo.profiles.store import ProfileStore
 from klas_zoo.profiles.traffic import Operation
 from klas_zoo.routes import Route
-from klas_zoo.targets import target_device
 
 T4 = catalog()["t4"]
 CALIBRATION = Calibration(

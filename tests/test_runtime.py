@@ -12,11 +12,11 @@ import packages
 import pytest
 import torch
 
-from klas_zoo.controller import Controller
 from klas_zoo.errors import NothingFits, PackageError, UnknownName, UsageError
 from klas_zoo.exporters.package import Package
 from klas_zoo.profiles.devices import resolve_device
 from klas_zoo.runtime import ElasticSession
+from klas_zoo.runtime.controller import Controller
 
 HERE = resolve_device("cpu").hardware
 NAMES = list(map(str, packages.ROUTES))

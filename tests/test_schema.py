@@ -13,11 +13,10 @@ from pathlib import Path
 import made_up
 import pytest
 
-from klas_zoo import database, schema
 from klas_zoo.errors import NewerRegistry
-from klas_zoo.registry import Registry
-from klas_zoo.schema import SCHEMA_VERSION, STEPS, Step, upgrade, version_of
-from klas_zoo.tags import history
+from klas_zoo.registry import Registry, database, schema
+from klas_zoo.registry.schema import SCHEMA_VERSION, STEPS, Step, upgrade, version_of
+from klas_zoo.registry.tags import history
 
 GOLDEN = Path(__file__).parent / "golden"
 OLDER = range(1, SCHEMA_VERSION)
@@ -101,7 +100,7 @@ def test_writing_upgrades_an_older_registry_and_loses_nothing(version: int, tmp_
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from klas_zoo import schema
+from klas_zoo.registry import schema
 from klas_zoo.registry import Registry
 root, after = Path(sys.argv[1]), int(sys.argv[2])
 class Deadly(schema.Step):
@@ -110,7 +109,7 @@ class Deadly(schema.Step):
             if number == after:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield statement
-from klas_zoo import database
+from klas_zoo.registry import database
 last = schema.STEPS[-1]
 schema.upgrade.__defaults__ = ((*schema.STEPS[:-1], Deadly(last.purpose, last.sql)),)
 with database.transaction(root / "registry.sqlite"):
@@ -162,7 +161,7 @@ def test_a_step_that_ends_within_a_statement_is_a_bug() -> None:
 def test_processes_that_upgrade_at_once_all_succeed(tmp_path: Path) -> None:
     registry = old_registry(tmp_path / "old", 1)
     script = (
-        "import sys; from pathlib import Path; from klas_zoo import database\n"
+        "import sys; from pathlib import Path; from klas_zoo.registry import database\n"
         "sys.stdin.readline()\n"
         "with database.transaction(Path(sys.argv[1]) / 'registry.sqlite') as c:\n"
         "    c.execute('UPDATE builds SET command = command || 1 WHERE id = 1')\n"

@@ -50,11 +50,6 @@ def chosen_by(name: str, measured: Measurements | None = None, **settings: objec
     return select(CHAINS, everything() if measured is None else measured, cost, wanted)
 
 
-def test_snnets_windows_run_one_way_only() -> None:
-    with pytest.raises(SelectionError, match="run from the cheaper anchor to the dearer one"):
-        chosen_by("snnet", direction="both")
-
-
 def kept(selection: Selection) -> set[tuple[int, int]]:
     return {(c.i, c.j) for c in selection.chosen}
 

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from toys import write_images
 
-from klas_zoo.data import Data, batches, load_data
+from klas_zoo.data.loading import Data, batches, load_data
+from klas_zoo.data.sources import FolderOfImages, open_images
 from klas_zoo.errors import DataError
-from klas_zoo.sources import FolderOfImages, open_images
-from klas_zoo.team import Team
+from klas_zoo.processes.team import Team
 
 CONFIG = {"input_size": (3, 8, 8), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
 

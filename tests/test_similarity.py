@@ -14,7 +14,7 @@ from torch import nn
 from toys import CLASSES, calls, forget_calls, map_chain, random_batches, rebatched, same_state, snapshot, three_chains
 
 from klas_zoo.chains import Chain
-from klas_zoo.data import Batch
+from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
 from klas_zoo.selection.probes import Probes, log_probabilities
 from klas_zoo.selection.similarity import Similarities, measure_outputs, measure_similarities

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from toys import map_chain, staged_chain, token_chain
@@ -17,14 +18,14 @@ from klas_zoo.selection.measurements import Measurements
 from klas_zoo.selection.snnet import Stage, paired, stages, unpaired, window_seams
 
 
-def chosen(chains: dict[str, Chain], *, pairs: tuple[tuple[str, str], ...] | None = None) -> Selection:
+def chosen(chains: dict[str, Chain], **settings: Any) -> Selection:
     """The selection of `snnet`; every block of the k-th anchor costs 10 to the power of k."""
     price = {name: 10.0**k for k, name in enumerate(chains)}
 
     def cost(route: Route) -> float:
         return sum(price[s.anchor] * (s.last - s.first + 1) for s in route.segments)
 
-    return select(chains, Measurements(), cost, SelectionSettings(selector="snnet", pairs=pairs))
+    return select(chains, Measurements(), cost, SelectionSettings(selector="snnet", **settings))
 
 
 def vit(depth: int) -> Chain:
@@ -97,6 +98,20 @@ def test_only_neighbours_are_stitched_unless_other_pairs_are_named() -> None:
     assert chosen(chains).pairs == (("tiny", "small"), ("small", "base"))
     named = chosen(chains, pairs=(("tiny", "base"),))
     assert {(c.source, c.target) for c in named.chosen} == {("tiny", "base")}
+
+
+def test_windows_go_both_ways_when_asked() -> None:
+    chains = {"tiny": vit(3), "base": vit(3)}
+    up, down, both = (chosen(chains, direction=way).routes for way in ("up", "down", "both"))
+    assert {(c.source, c.target) for c in chosen(chains, direction="down").chosen} == {("base", "tiny")}
+    assert both == (*up, *down) and len(up) == len(down) == 7
+
+
+def test_between_unequal_depths_windows_only_lead_into_the_deeper_network() -> None:
+    chains = {"tiny": vit(3), "base": vit(6)}
+    assert chosen(chains, direction="both").routes == chosen(chains, direction="up").routes
+    with pytest.raises(SelectionError, match="windows hold no stitch of base and tiny: their stages have 6 and 3"):
+        chosen(chains, direction="down")
 
 
 def test_stitches_dearer_than_the_target_are_kept_in_the_last_bucket() -> None:

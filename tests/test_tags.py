@@ -12,11 +12,10 @@ from typing import Any
 import made_up
 import pytest
 
-from klas_zoo import tags, upkeep
 from klas_zoo.errors import UnknownName, UsageError
-from klas_zoo.picking import pick
-from klas_zoo.registry import Registry
-from klas_zoo.tags import delete_tag, history, move_tag
+from klas_zoo.registry import Registry, tags, upkeep
+from klas_zoo.registry.picking import pick
+from klas_zoo.registry.tags import delete_tag, history, move_tag
 
 
 @pytest.fixture
@@ -197,7 +196,7 @@ def test_processes_that_move_a_tag_at_once_leave_every_move_in_its_history(regis
     numbers = [build(registry, name) for name in ("a", "b", "c")]
     script = (
         "import sys; from pathlib import Path\n"
-        "from klas_zoo.registry import Registry; from klas_zoo.tags import move_tag\n"
+        "from klas_zoo.registry import Registry; from klas_zoo.registry.tags import move_tag\n"
         "sys.stdin.readline()\n"
         "for _ in range(5):\n"
         "    move_tag(Registry(Path(sys.argv[1])), 'deit-micro@prod', build_id=int(sys.argv[2]))\n"

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 from toys import CLASSES, map_chain, random_batches, same_state, snapshot, three_chains
 
-from klas_zoo import tuner, tuning
-from klas_zoo.anchors import Family
-from klas_zoo.data import Batch
+from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
+from klas_zoo.families.anchors import Family
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
-from klas_zoo.tuner import Progress, mixed_loss, tune
-from klas_zoo.tuning import PRESETS, TuningSettings
+from klas_zoo.tuning import settings as tuning
+from klas_zoo.tuning import tuner
+from klas_zoo.tuning.settings import PRESETS, TuningSettings
+from klas_zoo.tuning.tuner import Progress, mixed_loss, tune
 
 ROUTES = [
     Route.anchor("tiny", 3),

@@ -8,10 +8,10 @@ from pathlib import Path
 import made_up
 import pytest
 
-from klas_zoo import upkeep
 from klas_zoo.errors import RegistryError, UnknownName, UsageError
-from klas_zoo.registry import Registry, check_file, supernet_path
-from klas_zoo.tags import move_tag
+from klas_zoo.registry import Registry, upkeep
+from klas_zoo.registry.store import check_file, supernet_path
+from klas_zoo.registry.tags import move_tag
 
 
 @pytest.fixture

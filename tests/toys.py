@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from klas_zoo.chains import Chain
-from klas_zoo.data import Batch
+from klas_zoo.data.loading import Batch
 
 IMAGE = (3, 8, 8)
 CLASSES = 5

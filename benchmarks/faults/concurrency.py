@@ -17,10 +17,11 @@ from typing import Any
 import made_up
 
 from faults import Figure, Outcome
-from klas_zoo.checking import check
-from klas_zoo.picking import pick
-from klas_zoo.registry import Registry, check_file
-from klas_zoo.upkeep import builds
+from klas_zoo.registry import Registry
+from klas_zoo.registry.checking import check
+from klas_zoo.registry.picking import pick
+from klas_zoo.registry.store import check_file
+from klas_zoo.registry.upkeep import builds
 
 PROCESSES = 8
 OPERATIONS = 2_000

@@ -20,12 +20,12 @@ from typing import Any
 import made_up
 
 from faults import Figure, Outcome
-from klas_zoo.checking import check
 from klas_zoo.errors import KlasZooError, RegistryError
-from klas_zoo.picking import pick
 from klas_zoo.registry import Registry
-from klas_zoo.tags import history, move_tag
-from klas_zoo.upkeep import builds, collect
+from klas_zoo.registry.checking import check
+from klas_zoo.registry.picking import pick
+from klas_zoo.registry.tags import history, move_tag
+from klas_zoo.registry.upkeep import builds, collect
 
 DISK_BYTES = 1024 * 1024
 PAGE = 4096
@@ -174,7 +174,7 @@ def clock_backwards(folder: Path) -> Figure:
     move_tag(registry, "deit-micro@prod")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import made_up\n"
-        "from pathlib import Path; from klas_zoo.registry import Registry; from klas_zoo import tags, upkeep\n"
+        "from pathlib import Path; from klas_zoo.registry import Registry; from klas_zoo.registry import tags, upkeep\n"
         "registry = Registry.open(sys.argv[2], create=False); new = Path(sys.argv[2]) / 'new.made-up'\n"
         "registry.register(made_up.build(started_at=tags.now(), finished_at=tags.now()),"
         " [made_up.new_engine(new, 'late')])\n"

@@ -1,5 +1,10 @@
 """Builds that are killed with SIGKILL at random moments and then run again.
 
+A moment is drawn in two steps: one of the build's stages, all as likely, then a share of the time that
+this stage took in undisturbed builds, counted from when it begins. So short stages are hit as often as
+long ones, and a machine that is slower now than before makes no kill come after the end. One that does
+come after the end is not counted, and drawn again.
+
 Whatever the moment, the second run has to end with the registry of a build that nobody killed: the same
 engines, byte for byte, one build, and nothing that `registry check` calls wrong. In between, right after
 the kill, the registry is either empty or complete, and every file in it that no row refers to is one that
@@ -15,6 +20,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -29,25 +35,28 @@ from torch import Tensor, nn
 from toys import write_images
 
 from faults import Figure, Outcome
-from klas_zoo import engines
-from klas_zoo.anchors import Family
-from klas_zoo.build import build
+from klas_zoo.building import engines
+from klas_zoo.building.job import build
+from klas_zoo.building.settings import BuildSettings
 from klas_zoo.chains import Chain
-from klas_zoo.checking import check
-from klas_zoo.data import load_data
+from klas_zoo.data.loading import load_data
 from klas_zoo.exporters.to_onnx import RouteExporter
-from klas_zoo.listeners import Nobody
+from klas_zoo.families.anchors import Family
 from klas_zoo.profiles.devices import resolve_device
-from klas_zoo.registry import Registry, check_file
+from klas_zoo.progress.listeners import Nobody
+from klas_zoo.registry import Registry
+from klas_zoo.registry.checking import check
+from klas_zoo.registry.store import check_file
 from klas_zoo.routes import Route
 from klas_zoo.selection.candidates import SelectionSettings
 from klas_zoo.selection.probes import ProbeSettings
-from klas_zoo.settings import BuildSettings
 from klas_zoo.supernet import Supernet
-from klas_zoo.tuning import PRESETS
+from klas_zoo.tuning.settings import PRESETS
 
 KILLS = 200
 IMAGE, CLASSES, SEED = (3, 8, 8), 3, 0
+_START = "before the first stage"
+_LOOK_S = 0.0005  # between two looks at what a build has come to
 State = list[tuple[Any, ...]]
 
 
@@ -83,13 +92,17 @@ def run(scale: float) -> Outcome:
         write_images(folder / "images" / "train", ("ant", "bee", "cat"), 16, size=(8, 8), seed=1)
         write_images(folder / "images" / "val", ("ant", "bee", "cat"), 5, size=(8, 8), seed=2)
         _warm_up()
-        seconds = min(_undisturbed(folder, number) for number in range(3))
+        whole = [_undisturbed(folder, number) for number in range(3)]
+        lasting = {stage: statistics.median(one[stage] for one in whole) for stage in whole[0]}
         expected = _state(Registry(folder / "whole-0"))
         assert expected and expected == _state(Registry(folder / "whole-1")), "an undisturbed build is not repeatable"
         wrong: list[str] = []
-        died_in: Counter[str] = Counter()
+        died_in, late = Counter(dict.fromkeys(lasting, 0)), 0
         for number in range(kills):
-            found = _kill_and_resume(folder, draw.uniform(0, seconds), expected, died_in)
+            while (stage := _kill(folder / "killed", folder, lasting, draw)) is None:
+                late += 1
+            died_in[stage] += 1
+            found = _look_and_resume(folder / "killed", folder, expected)
             wrong += [f"kill {number}: {one}" for one in found]
             if number % 20 == 19:
                 print(f"{number + 1} of {kills} kills, {len(wrong)} wrong", file=sys.stderr, flush=True)
@@ -105,21 +118,34 @@ def run(scale: float) -> Outcome:
         numbers={
             "kills": kills,
             "seed": SEED,
-            "undisturbed_seconds": seconds,
-            "stages_done_when_killed": dict(sorted(died_in.items())),
+            "undisturbed_seconds_of_stages": lasting,
+            "killed_in": dict(died_in),
+            "came_too_late_and_drawn_again": late,
             "wrong": wrong,
         },
     )
 
 
-def _kill_and_resume(folder: Path, after_s: float, expected: State, died_in: Counter[str]) -> list[str]:
-    root = folder / "killed"
+def _kill(root: Path, folder: Path, lasting: dict[str, float], draw: random.Random) -> str | None:
+    """Starts a build and kills it at a drawn moment; the stage it died in, None where it had ended."""
     shutil.rmtree(root, ignore_errors=True)
+    stage = draw.choice(list(lasting))
+    after_s = draw.uniform(0, lasting[stage])
     child = _fork(folder, root)
+    _await(root, stage, child)
     time.sleep(after_s)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    died_in[f"{len(list((root / 'cache').glob('*/*/stage.json'))):2} stages"] += 1
+    os.kill(child, signal.SIGKILL)  # one that has ended is not waited for yet, so the number is still its own
+    status = os.waitpid(child, 0)[1]
+    if not os.WIFSIGNALED(status):
+        assert os.waitstatus_to_exitcode(status) == 0, "a build that nobody killed failed"
+        return None
+    done = {path.parent.parent.name for path in (root / "cache").glob("*/*/stage.json")}
+    begun = [one for one in lasting if one == _START or (root / "cache" / one).is_dir()]
+    return next((one for one in begun[1:] if one not in done), begun[-1])
+
+
+def _look_and_resume(root: Path, folder: Path, expected: State) -> list[str]:
+    """What is wrong with what a killed build left, and with what the same build then makes of it."""
     wrong = []
     if (root / "registry.sqlite").is_file():
         left = _state(Registry(root))
@@ -161,10 +187,28 @@ def _findings(registry: Registry) -> list[str]:
     return wrong
 
 
-def _undisturbed(folder: Path, number: int) -> float:
-    started = time.perf_counter()
-    assert _finish(folder, folder / f"whole-{number}") == 0
-    return time.perf_counter() - started
+def _undisturbed(folder: Path, number: int) -> dict[str, float]:
+    """Seconds of each stage by the name of its folder in the cache, and of what comes before the first one."""
+    root = folder / f"whole-{number}"
+    child, begun = _fork(folder, root), {_START: time.perf_counter()}
+    while not _ended(child):
+        for path in (root / "cache").glob("*"):
+            begun.setdefault(path.name, time.perf_counter())
+        time.sleep(_LOOK_S)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    ends = [*list(begun.values())[1:], time.perf_counter()]
+    return {stage: end - start for (stage, start), end in zip(begun.items(), ends, strict=True)}
+
+
+def _await(root: Path, stage: str, child: int) -> None:
+    """Until a stage has begun, which makes its folder in the cache."""
+    while stage != _START and not (root / "cache" / stage).is_dir() and not _ended(child):
+        time.sleep(_LOOK_S)
+
+
+def _ended(child: int) -> bool:
+    """Whether a child has ended; it can still be waited for."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _finish(folder: Path, root: Path) -> int:
@@ -176,6 +220,8 @@ def _fork(folder: Path, root: Path) -> int:
     if child:
         return child
     try:
+        # makes torch's pool of threads anew while there is one thread: two that do so at once in a fork abort
+        torch.set_num_threads(1)
         _build(folder, root)
         os._exit(0)
     except BaseException:

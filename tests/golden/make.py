@@ -13,9 +13,8 @@ sys.path.insert(0, str(HERE.parent))
 
 import made_up  # noqa: E402
 
-from klas_zoo import tags  # noqa: E402
-from klas_zoo.registry import Registry  # noqa: E402
-from klas_zoo.schema import SCHEMA_VERSION, version_of  # noqa: E402
+from klas_zoo.registry import Registry, tags  # noqa: E402
+from klas_zoo.registry.schema import SCHEMA_VERSION, version_of  # noqa: E402
 
 
 def fill(root: Path) -> None:

@@ -13,12 +13,13 @@ from klas_zoo.cli.options import json_option, registry_option, selection_setting
 from klas_zoo.errors import UsageError
 
 if TYPE_CHECKING:
-    from klas_zoo.families import FamilySpec
-    from klas_zoo.pipeline import Listener, StageRecord
+    from klas_zoo.building.pipeline import StageRecord
+    from klas_zoo.building.settings import BuildSettings
+    from klas_zoo.families.specs import FamilySpec
+    from klas_zoo.processes.signals import Signals
+    from klas_zoo.processes.team import Team
     from klas_zoo.profiles.devices import Device
-    from klas_zoo.settings import BuildSettings
-    from klas_zoo.signals import Signals
-    from klas_zoo.team import Team
+    from klas_zoo.progress.listeners import Listener
 
 
 @click.command()
@@ -74,22 +75,22 @@ def build(family: str, device: str, registry: Path | None, out: Path | None, as_
 
     A build that was interrupted, by whatever, goes on where it stopped when it is run again.
     """
-    from klas_zoo.families import find_family
+    from klas_zoo.costs.targets import target_device
+    from klas_zoo.families.specs import find_family
     from klas_zoo.profiles.store import ProfileStore
     from klas_zoo.registry import default_root
-    from klas_zoo.targets import target_device
 
     spec = find_family(family)
     store = ProfileStore.of(registry or default_root())
     settings = build_settings(spec, options)
-    from klas_zoo.team import join, leave, under_torchrun
+    from klas_zoo.processes.team import join, leave, under_torchrun
 
     if options["nproc"] > 1 and not under_torchrun() and not options["dry_run"]:
-        from klas_zoo.launching import launch
+        from klas_zoo.processes.launching import launch
 
         target_device(device, store)  # what cannot work is said once
         raise SystemExit(launch(sys.argv[1:], processes=options["nproc"], restarts=options["max_restarts"]))
-    from klas_zoo.signals import Signals
+    from klas_zoo.processes.signals import Signals
 
     with Signals().installed() as signals:
         target = target_device(device, store)
@@ -104,11 +105,11 @@ def _build(
     spec: FamilySpec, settings: BuildSettings, target: Device, team: Team, signals: Signals,
     registry: Path | None, out: Path | None, as_json: bool, options: dict[str, Any],
 ) -> None:  # fmt: skip
-    from klas_zoo import build as building
-    from klas_zoo import report
-    from klas_zoo.anchors import load_family
-    from klas_zoo.data import load_data
-    from klas_zoo.predicting import predicted_costs
+    from klas_zoo.building import job as building
+    from klas_zoo.building import report
+    from klas_zoo.costs.predicting import predicted_costs
+    from klas_zoo.data.loading import load_data
+    from klas_zoo.families.anchors import load_family
     from klas_zoo.profiles.store import ProfileStore
     from klas_zoo.registry import Registry
 
@@ -159,13 +160,13 @@ def _build(
 
 
 def _listener(options: dict[str, Any], team: Team) -> Listener:
-    from klas_zoo.listeners import JsonLog, Nobody, Several, TensorBoard
+    from klas_zoo.progress.listeners import JsonLog, Nobody, Several, TensorBoard
 
     if not team.leads:
         return Nobody()
     from rich.console import Console
 
-    from klas_zoo.progress import ConsoleListener
+    from klas_zoo.progress.console import ConsoleListener
 
     listeners: list[Listener] = []
     if options["log_json"] != "-":  # lines for machines and for people do not mix
@@ -181,9 +182,9 @@ def build_settings(spec: FamilySpec, options: dict[str, Any]) -> BuildSettings:
     """Flat command-line options to settings; what is not said comes from the preset."""
     from dataclasses import replace
 
+    from klas_zoo.building.settings import BuildSettings
     from klas_zoo.selection.probes import ProbeSettings
-    from klas_zoo.settings import BuildSettings
-    from klas_zoo.tuning import PRESETS
+    from klas_zoo.tuning.settings import PRESETS
 
     if options["random_weights"] and options["weights"] is not None:
         raise UsageError("--random-weights and --weights contradict each other: say one.")

@@ -42,7 +42,7 @@ def devices(registry: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, sort_keys=True))
         return
-    from klas_zoo.tables import devices_table, show
+    from klas_zoo.cli.tables import devices_table, show
 
     show(devices_table(rows))
 

@@ -11,15 +11,15 @@ import click
 from klas_zoo.cli.options import json_option
 
 if TYPE_CHECKING:
-    from klas_zoo.installation import Installation
+    from klas_zoo.doctor.installation import Installation
 
 
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
     """Show what is installed, what cannot work together, and what mends it; exit 1 if anything is wrong."""
-    from klas_zoo.doctor import SHOWN, diagnose, extras
-    from klas_zoo.installation import read_installation
+    from klas_zoo.doctor.checks import SHOWN, diagnose, extras
+    from klas_zoo.doctor.installation import read_installation
 
     found = read_installation()
     problems, parts = diagnose(found), extras(found)
@@ -52,7 +52,7 @@ def doctor(as_json: bool) -> None:
 
 
 def _facts(found: Installation, providers: list[str]) -> list[tuple[str, str]]:
-    from klas_zoo.doctor import SHOWN
+    from klas_zoo.doctor.checks import SHOWN
 
     compiled = {"torch": found.torch_cuda, "onnxruntime-gpu": found.onnxruntime_cuda}
     rows = [("python", f"{found.python}, {found.system}")]

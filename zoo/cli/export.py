@@ -17,7 +17,7 @@ from klas_zoo.exporters.manifest import PRECISIONS
 if TYPE_CHECKING:
     from klas_zoo.exporters.contract import Verdict
     from klas_zoo.exporters.family import Profile, Source
-    from klas_zoo.families import FamilySpec
+    from klas_zoo.families.specs import FamilySpec
 
 
 @click.command()
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 @json_option
 def export(family: str, form: str, precision: str, out: Path, as_json: bool, **options: Any) -> None:
     """Write a family as one package: every route an engine, the weights stored once, all of it verified."""
-    from klas_zoo.exporting import export_as, images_for
-    from klas_zoo.families import find_family
+    from klas_zoo.building.exporting import export_as, images_for
+    from klas_zoo.families.specs import find_family
 
     special = options_for(form, options)
     spec = find_family(family)
@@ -60,7 +60,7 @@ def export(family: str, form: str, precision: str, out: Path, as_json: bool, **o
 
 
 def _source(spec: FamilySpec, options: dict[str, Any]) -> Source:
-    from klas_zoo.exporting import choose, random_source, tuned_source
+    from klas_zoo.building.exporting import choose, random_source, tuned_source
     from klas_zoo.registry import default_root
     from klas_zoo.units import parse_latency_ms
 
@@ -97,8 +97,8 @@ def _report(out: Path, precision: str, verdicts: list[Verdict], as_json: bool) -
         found = [one.to_json() for one in verdicts]
         click.echo(json.dumps({"package": str(out), "precision": precision, "routes": found}, sort_keys=True))
         return
-    from klas_zoo.package_tables import verdicts_table
-    from klas_zoo.tables import show
+    from klas_zoo.cli.package_tables import verdicts_table
+    from klas_zoo.cli.tables import show
 
     show(verdicts_table(verdicts))
     click.echo(f"Written: {out}")

@@ -21,8 +21,8 @@ def list_engines(
 ) -> None:
     """Show the registered engines."""
     from klas_zoo.errors import UnknownName
-    from klas_zoo.latencies import with_profiles
     from klas_zoo.registry import Registry
+    from klas_zoo.registry.latencies import with_profiles
 
     place = Registry.open(registry, create=False)
     engines = place.engines()
@@ -40,7 +40,7 @@ def list_engines(
     if not engines:
         click.echo(f"The registry {place.root} is empty: run klas-zoo build first.")
         return
-    from klas_zoo.tables import engines_table, show
+    from klas_zoo.cli.tables import engines_table, show
 
     show(engines_table(engines))
 
@@ -50,7 +50,7 @@ def list_engines(
 @json_option
 def families(as_json: bool) -> None:
     """Show the families that can be built."""
-    from klas_zoo.families import builtin_families
+    from klas_zoo.families.specs import builtin_families
 
     found = builtin_families()
     if as_json:

@@ -12,7 +12,7 @@ from klas_zoo.errors import UsageError
 from klas_zoo.routes import DIRECTIONS
 
 if TYPE_CHECKING:
-    from klas_zoo.families import FamilySpec
+    from klas_zoo.families.specs import FamilySpec
     from klas_zoo.selection.candidates import SelectionSettings
 
 

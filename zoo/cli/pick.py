@@ -24,7 +24,7 @@ from klas_zoo.cli.options import json_option, registry_option
 @json_option
 def pick(latency: str, explain: bool, as_json: bool, **limits: Any) -> None:
     """Print the most accurate engine within every limit."""
-    from klas_zoo.picking import pick as choose
+    from klas_zoo.registry.picking import pick as choose
 
     chosen = choose(latency, **limits)
     if as_json:

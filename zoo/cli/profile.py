@@ -15,19 +15,15 @@ if TYPE_CHECKING:
     from klas_zoo.profiles.profile import Profile
 
 
-class _Batches(click.ParamType):
+def _batches(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
     """`1,8,32`."""
-
-    name = "batches"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        try:
-            found = tuple(dict.fromkeys(int(one) for one in str(value).split(",")))
-        except ValueError:
-            found = (0,)
-        if min(found) < 1:
-            self.fail(f"'{value}' is no list of batch sizes such as 1,8,32.", param, ctx)
-        return found
+    try:
+        found = tuple(dict.fromkeys(int(one) for one in value.split(",")))
+    except ValueError:
+        found = (0,)
+    if min(found) < 1:
+        raise click.BadParameter(f"'{value}' is no list of batch sizes such as 1,8,32.", context, parameter)
+    return found
 
 
 @click.group(invoke_without_command=True)
@@ -35,7 +31,7 @@ class _Batches(click.ParamType):
 @click.option("--device", default="cpu", show_default=True, help="What to measure on: cpu, cuda, or the name of the GPU that is there.")
 @click.option("--runtime", type=click.Choice(["onnxruntime", "torch", "tensorrt"]), default="onnxruntime", show_default=True, help="What runs the networks.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", show_default=True, help="Of weights and activations.")
-@click.option("--batch", "batches", type=_Batches(), default="1", show_default=True, metavar="N[,N...]", help="Batch sizes; a record each.")
+@click.option("--batch", "batches", callback=_batches, default="1", show_default=True, metavar="N[,N...]", help="Batch sizes; a record each.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of a CPU runtime. Default: one for each physical core.")
 @click.option("--stitches", type=click.IntRange(min=0), default=5, show_default=True, help="Stitches to measure besides the anchors; the rest is interpolated.")
 @click.option("--check", "checks", type=click.IntRange(min=0), default=0, show_default=True, help="Further stitches to measure, only to see how far the interpolation is off.")
@@ -52,7 +48,7 @@ class _Batches(click.ParamType):
 @registry_option
 @json_option
 @click.pass_context
-def profile(context: click.Context, registry: Path | None, as_json: bool, family: str | None, **options: Any) -> None:
+def profile(context: click.Context, /, registry: Path | None, as_json: bool, family: str | None, **options: Any) -> None:
     """Measure what a family's routes cost on a device; export and import carry it elsewhere."""
     if context.invoked_subcommand is not None:
         if family is not None or registry is not None:
@@ -60,7 +56,7 @@ def profile(context: click.Context, registry: Path | None, as_json: bool, family
         return
     if family is None:
         raise UsageError("Which family? For example: klas-zoo profile --family deit --device cpu.")
-    from klas_zoo.families import find_family
+    from klas_zoo.families.specs import find_family
     from klas_zoo.profiles.store import ProfileStore
     from klas_zoo.registry import default_root
 
@@ -76,7 +72,7 @@ def profile(context: click.Context, registry: Path | None, as_json: bool, family
 
         click.echo(json.dumps([to_json(one) for one in found], sort_keys=True))
         return
-    from klas_zoo.tables import profile_table, show
+    from klas_zoo.cli.tables import profile_table, show
 
     for one in found:
         show(profile_table(one))
@@ -87,9 +83,9 @@ def profile(context: click.Context, registry: Path | None, as_json: bool, family
 
 
 def _count(spec: Any, as_json: bool) -> None:
-    from klas_zoo.anchors import load_family
+    from klas_zoo.cli.tables import blocks_table, show
+    from klas_zoo.families.anchors import load_family
     from klas_zoo.profiles.shapes import block_rows, count
-    from klas_zoo.tables import blocks_table, show
 
     family = load_family(spec, random_weights=True)
     rows = block_rows(count(family.chains, family.input_shape))
@@ -105,10 +101,10 @@ def _measured(spec: Any, options: dict[str, Any]) -> list[Profile]:
     device = resolve_device(options["device"])
     from rich.console import Console
 
-    from klas_zoo.anchors import load_family
+    from klas_zoo.costs.profiling import ProfileSettings, check_settings, profile_family
+    from klas_zoo.families.anchors import load_family
     from klas_zoo.profiles.timing import Method
-    from klas_zoo.profiling import ProfileSettings, check_settings, profile_family
-    from klas_zoo.progress import ConsoleListener
+    from klas_zoo.progress.console import ConsoleListener
 
     names = ("runtime", "precision", "batches", "threads", "stitches", "checks", "compiled", "graph", "name", "seed")
     settings = ProfileSettings(
@@ -121,8 +117,8 @@ def _measured(spec: Any, options: dict[str, Any]) -> list[Profile]:
 
 
 def _predicted(spec: Any, store: Any, options: dict[str, Any]) -> list[Profile]:
-    from klas_zoo.anchors import load_family
-    from klas_zoo.predicting import predict_profiles
+    from klas_zoo.costs.predicting import predict_profiles
+    from klas_zoo.families.anchors import load_family
     from klas_zoo.profiles.catalog import find_spec, unknown
 
     found = find_spec(options["device"])
@@ -144,7 +140,7 @@ def _predicted(spec: Any, store: Any, options: dict[str, Any]) -> list[Profile]:
 @registry_option
 def export_profiles(file: Path, registry: Path | None, **options: Any) -> None:
     """Write measured profiles into one FILE, to be imported elsewhere."""
-    from klas_zoo.profile_exchange import export_file
+    from klas_zoo.costs.exchange import export_file
     from klas_zoo.registry import default_root
 
     found = export_file(registry or default_root(), file, **options)
@@ -158,7 +154,7 @@ def export_profiles(file: Path, registry: Path | None, **options: Any) -> None:
 @registry_option
 def import_profiles(file: Path, registry: Path | None, **options: Any) -> None:
     """Check a FILE from another machine and use its profiles from now on."""
-    from klas_zoo.profile_exchange import import_file
+    from klas_zoo.costs.exchange import import_file
     from klas_zoo.registry import default_root
 
     for one, path in import_file(registry or default_root(), file, **options):

@@ -12,7 +12,7 @@ import click
 from klas_zoo.cli.options import json_option, registry_option
 
 if TYPE_CHECKING:
-    from klas_zoo.tags import Move
+    from klas_zoo.registry.tags import Move
 
 
 @click.group()
@@ -25,8 +25,7 @@ def registry() -> None:
 @json_option
 def builds(registry: Path | None, as_json: bool) -> None:
     """Show every build, with its number, its tags and whether it is current."""
-    from klas_zoo import upkeep
-    from klas_zoo.registry import Registry
+    from klas_zoo.registry import Registry, upkeep
     from klas_zoo.units import format_size
 
     found = upkeep.builds(Registry.open(registry, create=False))
@@ -53,8 +52,7 @@ def check(sizes_only: bool, registry: Path | None, as_json: bool) -> None:
 
     Files that nobody refers to are shown too, but hurt nobody: a build that was killed leaves some.
     """
-    from klas_zoo import checking
-    from klas_zoo.registry import Registry
+    from klas_zoo.registry import Registry, checking
     from klas_zoo.units import format_size
 
     place = Registry.open(registry, create=False)
@@ -83,8 +81,7 @@ def check(sizes_only: bool, registry: Path | None, as_json: bool) -> None:
 @json_option
 def gc(old_builds: bool, dry_run: bool, registry: Path | None, as_json: bool) -> None:
     """Delete files that nobody refers to."""
-    from klas_zoo import upkeep
-    from klas_zoo.registry import Registry
+    from klas_zoo.registry import Registry, upkeep
     from klas_zoo.units import format_size
 
     removed, files = upkeep.collect(Registry.open(registry, create=False), old_builds=old_builds, dry_run=dry_run)
@@ -113,8 +110,7 @@ def remove(build_or_family: str, device: str | None, registry: Path | None, as_j
 
     Refused while a tag points to one of them. Files stay until klas-zoo registry gc.
     """
-    from klas_zoo import upkeep
-    from klas_zoo.registry import Registry
+    from klas_zoo.registry import Registry, upkeep
 
     removed = upkeep.remove(Registry.open(registry, create=False), build_or_family, device=device)
     if as_json:
@@ -138,9 +134,8 @@ def tag(
 
     The name is then a family for klas-zoo pick and list, whatever is built later.
     """
-    from klas_zoo import tags
     from klas_zoo.errors import UsageError
-    from klas_zoo.registry import Registry
+    from klas_zoo.registry import Registry, tags
 
     if delete and build_id is not None:
         raise UsageError("--delete and --build contradict each other: say one.")
@@ -158,8 +153,7 @@ def tag(
 @json_option
 def history(name: str | None, registry: Path | None, as_json: bool) -> None:
     """Show what a tag, or every tag, pointed to, the newest first."""
-    from klas_zoo import tags
-    from klas_zoo.registry import Registry
+    from klas_zoo.registry import Registry, tags
 
     _show_moves(tags.history(Registry.open(registry, create=False), name), as_json)
 
@@ -184,7 +178,7 @@ def _print_json(value: object) -> None:
 def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     from rich.table import Table
 
-    from klas_zoo.tables import show
+    from klas_zoo.cli.tables import show
 
     table = Table(title=title)
     for heading in headings:

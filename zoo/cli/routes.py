@@ -25,16 +25,16 @@ from klas_zoo.cli.options import json_option, registry_option, selection_setting
 @json_option
 def routes(family: str, data: Path | None, weights: Path | None, registry: Path | None, as_json: bool, **options: Any) -> None:
     """Show the routes a selector chooses, without building any."""
-    from klas_zoo.families import find_family
+    from klas_zoo.families.specs import find_family
 
     spec = find_family(family)
     settings = selection_settings(spec, options)
     from rich.console import Console
 
-    from klas_zoo.progress import ConsoleListener
+    from klas_zoo.building.route_list import list_routes, routes_table
+    from klas_zoo.cli.tables import show
+    from klas_zoo.progress.console import ConsoleListener
     from klas_zoo.registry import default_root
-    from klas_zoo.route_list import list_routes, routes_table
-    from klas_zoo.tables import show
 
     listener = ConsoleListener(Console(stderr=True))
     found = list_routes(

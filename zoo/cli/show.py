@@ -18,8 +18,8 @@ from klas_zoo.cli.options import json_option, registry_option
 @json_option
 def show(route: str, family: str | None, device: str | None, registry: Path | None, as_json: bool) -> None:
     """Tell where an engine came from: ROUTE is a route's name, or an engine's file."""
-    from klas_zoo.origin import origins
     from klas_zoo.registry import Registry
+    from klas_zoo.registry.origin import origins
 
     found = origins(Registry.open(registry, create=False), route, family, device)
     if as_json:

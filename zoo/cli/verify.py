@@ -23,8 +23,8 @@ def verify(package: Path, threads: int | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([one.to_json() for one in verdicts], sort_keys=True))
     else:
-        from klas_zoo.package_tables import verdicts_table
-        from klas_zoo.tables import show
+        from klas_zoo.cli.package_tables import verdicts_table
+        from klas_zoo.cli.tables import show
 
         show(verdicts_table(verdicts))
     refused = [one for one in verdicts if one.status == "refused"]

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from klas_zoo.chains import Chain
-from klas_zoo.data import Batch
+from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
 from klas_zoo.initialisation import initialise_stitches
 from klas_zoo.modes import evaluating

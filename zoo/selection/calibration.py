@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from klas_zoo.chains import Chain
-from klas_zoo.data import Batch
+from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
 from klas_zoo.selection.probes import Probes, walk_pooled
 

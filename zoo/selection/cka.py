@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 
 from klas_zoo.chains import Chain
-from klas_zoo.data import Batch
+from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
 from klas_zoo.modes import evaluating
 from klas_zoo.routes import Seam
 
 # a share of features' squares that is rounding in float32: such features never change
 _ROUNDING = 1e-12
+# a share of features' squares below which centring their products would leave mostly rounding
+_CANCELLED = 1e-2
 
 
 @torch.inference_mode()
@@ -75,14 +77,20 @@ def _grams(chain: Chain, name: str, images: Tensor) -> Tensor:
         for block, features in enumerate(chain.walk(images)):
             if block == 0:
                 continue
-            flat = features.flatten(1)
-            mean = flat.mean(0)
-            flat = flat - mean
-            gram = (flat @ flat.T).double()
+            gram = _centred_gram(features.flatten(1))
             # whatever is not finite in the features is not finite on the diagonal
             if not torch.isfinite(gram).all():
                 raise SelectionError(f"Activations after block {block} of {name} are not finite.")
-            if gram.trace() <= _ROUNDING * len(images) * mean.double().square().sum():
-                gram = torch.zeros_like(gram)
             rows.append(gram.flatten() / (len(images) - 1))
     return torch.stack(rows)
+
+
+def _centred_gram(flat: Tensor) -> Tensor:
+    """Gram matrix (B, B) in float64 of rows less their mean, (B, D)."""
+    raw = (flat @ flat.T).double()
+    # centring B × B numbers in place of B × D spares two passes over memory
+    gram = raw - raw.mean(0) - raw.mean(1, keepdim=True) + raw.mean()
+    if gram.trace() < _CANCELLED * raw.trace():
+        flat = flat - flat.mean(0)
+        gram = (flat @ flat.T).double()
+    return torch.zeros_like(gram) if gram.trace() <= _ROUNDING * raw.trace() else gram

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from klas_zoo.chains import Chain
-from klas_zoo.data import Batch
+from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
+from klas_zoo.processes.team import ALONE, Team
 from klas_zoo.routes import Seam
 from klas_zoo.selection import pairs_of
 from klas_zoo.selection.answers import fit_stitches, measure_answers
@@ -22,7 +23,6 @@ from klas_zoo.selection.measurements import Measurements, Need, SelectionWarning
 from klas_zoo.selection.probes import Probes, ProbeSettings, train_probes
 from klas_zoo.selection.selectors import find_selector
 from klas_zoo.selection.similarity import Similarities, measure_outputs, measure_similarities
-from klas_zoo.team import ALONE, Team
 
 Advance = Callable[[int, str], None]
 Stage = Callable[[str, int, str], AbstractContextManager[Advance]]
@@ -77,7 +77,7 @@ def measure(
     Args:
         cost: multiply-adds of a route; says which stitches lie between their anchors.
         probes: those of every anchor, where they have been trained already.
-        stage: told about each pass over the images, as klas_zoo.stages.Listener is.
+        stage: told about each pass over the images, as klas_zoo.progress.listeners.Listener is.
         warn: given a sentence where the result may mean little.
 
     Raises:

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from klas_zoo.chains import Chain
-from klas_zoo.data import Batch
+from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
 from klas_zoo.modes import evaluating
-from klas_zoo.team import ALONE, Team, average_gradients
+from klas_zoo.processes.team import ALONE, Team, average_gradients
 
 
 class Probes(nn.Module):

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from klas_zoo.errors import SelectionError, UnknownName
+from klas_zoo.errors import UnknownName
 from klas_zoo.selection.candidates import Candidate
 from klas_zoo.selection.measurements import Measurements
 from klas_zoo.selection.own import OWN

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from klas_zoo.chains import Chain
-from klas_zoo.data import Batch
+from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
 from klas_zoo.modes import evaluating
 from klas_zoo.selection.probes import log_probabilities

@@ -1,0 +1,207 @@
+"""The routes a selector would choose for a family, without building any."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from klas_zoo.chains import Chain
+from klas_zoo.costs.counting import part_costs, route_costs
+from klas_zoo.data.loading import load_data
+from klas_zoo.errors import SelectionError
+from klas_zoo.families.anchors import Family, load_family
+from klas_zoo.families.specs import FamilySpec
+from klas_zoo.profiles.macs import Cost
+from klas_zoo.routes import Route
+from klas_zoo.selection import select
+from klas_zoo.selection.candidates import Candidate, SelectionSettings
+from klas_zoo.selection.latency_cost import latency_cost
+from klas_zoo.selection.measurements import Measurements, Need
+from klas_zoo.selection.measuring import Stage, measure
+from klas_zoo.selection.probes import ProbeSettings
+from klas_zoo.selection.selectors import find_selector
+from klas_zoo.selection.streams import images_of
+from klas_zoo.tuning.settings import PRESETS
+from klas_zoo.units import format_macs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedRoute:
+    """An anchor (`candidate` None) or a chosen stitch."""
+
+    route: Route
+    cost: Cost
+    candidate: Candidate | None
+
+    def to_json(self) -> dict[str, Any]:
+        """`source` of an anchor is its own name; what only a stitch has is null there."""
+        one = self.candidate
+        return {
+            "route": str(self.route),
+            "source": self.route.segments[0].anchor,
+            "i": one.i if one else None,
+            "target": one.target if one else None,
+            "j": one.j if one else None,
+            "macs": self.cost.macs,
+            "parameters": self.cost.parameters,
+            "segments": self.route.to_json(),
+            "bucket": one.bucket if one else None,
+            "score": one.score if one else None,
+            "reason": one.reason if one else None,
+        }
+
+
+def list_routes(
+    spec: FamilySpec,
+    settings: SelectionSettings,
+    *,
+    root: Path,
+    data: Path | None = None,
+    weights: Path | None = None,
+    stage: Stage,
+    say: Callable[[str], None],
+) -> list[ListedRoute]:
+    """All anchors and the stitches a selector chooses, by multiply-adds. Downloads nothing.
+
+    Where the selector needs measurements, they are those of the last build of the family that took
+    them, unless `data` or `weights` are given; or else they are taken now, on the family's sample.
+
+    Args:
+        root: the registry's folder.
+        data, weights: as a build takes them.
+
+    Raises:
+        SelectionError: nothing that was measured, and nothing to measure it on.
+    """
+    needs = find_selector(settings.selector).asks_for(settings)
+    anew = data is not None or weights is not None
+    family = None if anew else load_family(spec, random_weights=True)
+    measured = Measurements() if not needs else _stored(root, family, needs, say) if family is not None else None
+    if measured is None:
+        family, measured = _measured(spec, settings, needs, data, weights, stage, say)
+    assert family is not None
+    return _chosen(family, settings, measured)
+
+
+def _chosen(family: Family, settings: SelectionSettings, measured: Measurements) -> list[ListedRoute]:
+    cost_of = route_costs(family)
+    price: Callable[[Route], float] = lambda route: cost_of(route).macs  # noqa: E731  two costs, one name
+    unit = "multiply-adds"
+    if find_selector(settings.selector).cost == "latency":
+        price, unit = latency_cost(part_costs(family), measured.latency_ms or {}, price), "ms"
+    anchors = [Route.anchor(name, chain.depth) for name, chain in family.chains.items()]
+    chosen = {c.route: c for c in select(family.chains, measured, price, settings, unit=unit).chosen}
+    listed = [ListedRoute(route=r, cost=cost_of(r), candidate=chosen.get(r)) for r in (*anchors, *chosen)]
+    return sorted(listed, key=lambda one: one.cost.macs)
+
+
+def _measured(
+    spec: FamilySpec,
+    settings: SelectionSettings,
+    needs: Set[Need],
+    data: Path | None,
+    weights: Path | None,
+    stage: Stage,
+    say: Callable[[str], None],
+) -> tuple[Family, Measurements]:
+    """Takes the measurements now."""
+    if "latency_ms" in needs:
+        raise SelectionError(
+            f"{settings.selector} needs the latencies of {spec.name}'s anchors, which only a build measures: run "
+            f"klas-zoo build --family {spec.name} first."
+        )
+    at_hand = weights is not None or all(anchor.checkpoint is not None for anchor in spec.anchors)
+    if not at_hand or (data is None and spec.sample is None):
+        raise SelectionError(
+            f"{settings.selector} needs measurements of {spec.name}, and no build has left any: run klas-zoo build "
+            f"--family {spec.name} --selector {settings.selector} first, or say --data and --weights."
+        )
+    family = load_family(spec, weights_folder=weights)
+    images = load_data(
+        data, sample=spec.sample, num_classes=family.num_classes, data_config=family.data_config, seed=settings.seed
+    )
+    cost_of, probing = route_costs(family), ProbeSettings()
+    streams = images_of(
+        images, probing=probing, batch=100, init_images=PRESETS[spec.preset].init_images, seed=settings.seed
+    )
+    found = measure(
+        family.chains, needs, streams, lambda route: cost_of(route).macs, settings, probing=probing, stage=stage,
+        warn=say,
+    )  # fmt: skip
+    return family, found
+
+
+def _stored(root: Path, family: Family, needs: Set[Need], say: Callable[[str], None]) -> Measurements | None:
+    """Of the last build of this family that took everything in `needs`."""
+    for report in _reports(root):
+        if report["build"]["family"] != family.name or not _same_anchors(report, family.chains):
+            continue
+        found = _with_latencies(Measurements.from_json(report["selection"]["measurements"]), report)
+        if all(found.has(need) for need in needs):
+            made = report["build"]
+            loud = ", RANDOM WEIGHTS" if made["weights"] == "random" else ""
+            say(f"Scores are those of build {report['build_id']}, {made['finished_at']}{loud}.")
+            return found
+    return None
+
+
+def _reports(root: Path) -> Iterator[dict[str, Any]]:
+    """Reports in the registry that hold measurements, the newest first."""
+
+    def number(path: Path) -> int:
+        head = path.parent.name.partition("-")[0]
+        return int(head) if head.isdecimal() else -1
+
+    for path in sorted((root / "reports").glob("*/report.json"), key=number, reverse=True):
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # what cannot be read is as good as not there
+        if isinstance(report, dict) and "measurements" in report.get("selection", {}):
+            yield report
+
+
+def _same_anchors(report: dict[str, Any], chains: dict[str, Chain]) -> bool:
+    whole = [Route.from_json(one["segments"]) for one in report["routes"]]
+    found = {str(route): route.segments[0].last for route in whole if route.is_anchor}
+    return found == {name: chain.depth for name, chain in chains.items()}
+
+
+def _with_latencies(found: Measurements, report: dict[str, Any]) -> Measurements:
+    """Every build times its anchors in the end, whatever it selected by."""
+    if found.latency_ms is not None:
+        return found
+    timed = {
+        one["route"]: one["latencies"][0]["p50_ms"]
+        for one in report["routes"]
+        if len(one["segments"]) == 1 and one["latencies"]
+    }
+    anchors = sum(len(one["segments"]) == 1 for one in report["routes"])
+    return replace(found, latency_ms=timed) if len(timed) == anchors else found
+
+
+def routes_table(listed: list[ListedRoute], settings: SelectionSettings) -> Table:
+    """One row a route, from cheap to dear."""
+    table = Table(title=f"Routes of the selector {settings.selector}")
+    table.add_column("route")
+    for heading in ("MACs", "parameters", "bucket", "score", "because"):
+        table.add_column(heading, justify="right")
+    for one in listed:
+        stitch = one.candidate
+        score = stitch.score if stitch and stitch.score is not None else math.nan
+        table.add_row(
+            str(one.route),
+            format_macs(one.cost.macs),
+            format_macs(one.cost.parameters),
+            str(stitch.bucket) if stitch else "",
+            "" if math.isnan(score) else f"{score:.4g}",
+            stitch.reason if stitch else "anchor",
+            style="" if stitch else "bold",
+        )
+    return table

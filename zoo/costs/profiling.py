@@ -1,0 +1,325 @@
+"""Measuring a profile: a family's anchors and a few telling stitches, timed in turn on this machine.
+
+Random weights do: latency does not depend on their values.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from klas_zoo.chains import Chain, can_stitch
+from klas_zoo.errors import UsageError
+from klas_zoo.exporters.precision import converter
+from klas_zoo.exporters.to_onnx import RouteExporter
+from klas_zoo.exporters.to_tensorrt import PlanSettings, build_plan
+from klas_zoo.families.anchors import Family
+from klas_zoo.profiles import runners
+from klas_zoo.profiles.catalog import BYTES_OF
+from klas_zoo.profiles.devices import Device, detected_name, physical_cores
+from klas_zoo.profiles.interpolation import MOST_STITCHES, choose_stitches, errors_percent, fit, summarise
+from klas_zoo.profiles.profile import LatencyModel, MeasuredNetwork, Profile
+from klas_zoo.profiles.runners import OutOfMemory
+from klas_zoo.profiles.shapes import Counted, count, route_cost_of, shapes_of
+from klas_zoo.profiles.telemetry import Telemetry
+from klas_zoo.profiles.timing import Method, Runner, Times, doubts, statistics_of, time_in_turn
+from klas_zoo.progress.listeners import Listener
+from klas_zoo.routes import Route
+from klas_zoo.supernet import Supernet
+from klas_zoo.versions import versions
+
+PRECISIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("onnxruntime", "cpu"): ("fp32", "int8"),
+    ("onnxruntime", "cuda"): ("fp32", "fp16", "bf16"),
+    ("torch", "cpu"): ("fp32", "fp16", "bf16"),
+    ("torch", "cuda"): ("fp32", "fp16", "bf16"),
+    ("tensorrt", "cuda"): ("fp32", "fp16", "bf16"),
+}
+"""What each runtime computes in, by its name and where it runs."""
+RUNTIMES = ("onnxruntime", "torch", "tensorrt")
+_CALIBRATION_IMAGES = 4
+# between its products, an engine in int8 holds fp32
+_BYTES_HELD: Mapping[str, int] = {**BYTES_OF, "int8": BYTES_OF["fp32"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileSettings:
+    """What is measured, and how.
+
+    Attributes:
+        batches: one record each.
+        threads: of a CPU runtime; None: one for each physical core.
+        stitches: how many are measured for the model, besides the anchors.
+        checks: how many more are measured only to see how far the model is off.
+        compiled, graph: torch.compile, and CUDA graphs.
+        name: of the device in the record, where it is not to be the device's own.
+        seed: of which stitches are checked.
+    """
+
+    runtime: str = "onnxruntime"
+    precision: str = "fp32"
+    batches: tuple[int, ...] = (1,)
+    threads: int | None = None
+    stitches: int = MOST_STITCHES
+    checks: int = 0
+    compiled: bool = False
+    graph: bool = False
+    name: str | None = None
+    method: Method = field(default_factory=Method)
+    seed: int = 0
+
+
+def check_settings(settings: ProfileSettings, torch_device: str) -> None:
+    """Refuses what no runtime here can do, before anything is spent on it.
+
+    Raises:
+        UsageError: a precision the runtime lacks, or options that do not go together.
+    """
+    known = PRECISIONS.get((settings.runtime, torch_device), ())
+    if not known:
+        raise UsageError(f"{settings.runtime} does not run on {torch_device}: say --runtime onnxruntime or torch.")
+    if settings.precision not in known:
+        instead = " int8 is onnxruntime's, on a CPU." if settings.precision == "int8" else ""
+        raise UsageError(
+            f"{settings.runtime} is not measured in {settings.precision} on {torch_device}: it has "
+            f"{', '.join(known)}.{instead}"
+        )
+    if settings.compiled and settings.runtime != "torch":
+        raise UsageError(f"--compile is torch's, and the runtime is {settings.runtime}.")
+    if settings.graph and (torch_device != "cuda" or settings.runtime == "tensorrt"):
+        raise UsageError("--cuda-graph needs a CUDA device and the runtime torch or onnxruntime.")
+
+
+def profile_family(
+    family: Family, device: Device, settings: ProfileSettings, *, listener: Listener
+) -> list[Profile]:
+    """Measures a family on a device of this machine: one profile for each batch size.
+
+    A batch that does not fit into memory gives a profile without networks that says so.
+
+    Raises:
+        UsageError: see `check_settings`.
+        ExportError: a network cannot be turned into an engine, or does not run.
+    """
+    check_settings(settings, device.torch_device)
+    counted = count(family.chains, family.input_shape)
+    stitches = all_stitches(family.chains)
+    anchors = [Route.anchor(name, chain.depth) for name, chain in family.chains.items()]
+    shapes = shapes_of(counted, batch=settings.batches[0], bytes_each=_BYTES_HELD[settings.precision])
+    chosen = choose_stitches(shapes, stitches, settings.stitches)
+    others = [route for route in stitches if route not in chosen]
+    checks = random.Random(settings.seed).sample(others, min(settings.checks, len(others)))
+    session = _Session(family=family, device=device, settings=settings, counted=counted, listener=listener)
+    with session.networks([*anchors, *chosen, *checks]) as networks:
+        return [session.profile(networks, batch, frozenset(checks)) for batch in settings.batches]
+
+
+def all_stitches(chains: Mapping[str, Chain]) -> list[Route]:
+    """Every stitch between anchors that are neighbours in cost; of any two where neighbours have no seam."""
+    names = list(chains)
+    ordered = [(s, t) for a, s in enumerate(names) for t in names[a + 1 :]]
+    neighbours = [pair for pair in pairwise(names) if _seams(chains, *pair)]
+    return [route for pair in (neighbours or ordered) for route in _seams(chains, *pair)]
+
+
+def _seams(chains: Mapping[str, Chain], source: str, target: str) -> list[Route]:
+    before, after = chains[source], chains[target]
+    return [
+        Route.stitch(source, i, target, j, after.depth)
+        for i in range(1, before.depth + 1)
+        for j in range(after.depth)
+        if can_stitch(before, i, after, j)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Session:
+    """One call of `profile_family`."""
+
+    family: Family
+    device: Device
+    settings: ProfileSettings
+    counted: Counted
+    listener: Listener
+
+    @contextmanager
+    def networks(self, routes: Sequence[Route]) -> Iterator[dict[Route, Path | nn.Module]]:
+        """Every route as a file or a module, for as long as the block lasts."""
+        supernet = Supernet(self.family.chains, routes).cpu().eval()
+        if self.settings.runtime == "torch":
+            yield {route: supernet.network(route) for route in routes}
+            return
+        with tempfile.TemporaryDirectory(prefix="klas-zoo-") as folder:
+            files = {route: Path(folder) / f"{route}.onnx" for route in routes}
+            with self.listener.stage("export", len(routes), "networks") as advance:
+                convert = converter(self.settings.precision, self._calibration)
+                exporter = RouteExporter(supernet, self.family.input_shape, convert)
+                for route, file in files.items():
+                    exporter.export(route, file, metadata={})
+                    advance(1, str(route))
+            yield dict(files)
+
+    def _calibration(self) -> Iterator[tuple[torch.Tensor, None]]:
+        """Made up: what ranges int8 finds on them decides what it answers, not how long that takes."""
+        yield torch.from_numpy(runners.images_of(_CALIBRATION_IMAGES, self.family.input_shape)), None
+
+    def profile(self, networks: Mapping[Route, Path | nn.Module], batch: int, checks: frozenset[Route]) -> Profile:
+        """Times all networks at one batch size."""
+        telemetry = Telemetry() if self.device.torch_device == "cuda" else None
+        load, started = os.getloadavg()[0], time.perf_counter()
+        try:
+            self._refuse_more_than_memory(batch)
+            times = self._time(networks, batch, telemetry)
+        except OutOfMemory as error:
+            self.listener.say(f"Batch {batch}: {error}")
+            return self._record(batch, failure=str(error))
+        conditions: dict[str, object] = {
+            "load_before": load,
+            "load_after": os.getloadavg()[0],
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        warnings = doubts({str(route): found.latency_ms for route, found in times.items()}, self.settings.method.rounds)
+        if telemetry is not None:
+            conditions |= telemetry.conditions()
+            warnings += telemetry.warnings()
+        found = tuple(self._network(route, seen) for route, seen in times.items())
+        model = self._model(batch, {one.route: one.latency.p50_ms for one in found}, checks)
+        return self._record(
+            batch, networks=found, model=model, conditions=conditions, warnings=tuple(warnings)
+        )
+
+    def _time(
+        self, networks: Mapping[Route, Path | nn.Module], batch: int, telemetry: Telemetry | None
+    ) -> dict[Route, Times]:
+        images = runners.images_of(batch, self.family.input_shape)
+        with self._threads():
+            live = {route: self._runner(network, images) for route, network in networks.items()}
+            total = len(live) * self.settings.method.rounds
+            with self.listener.stage(f"batch {batch}", total, "bursts") as advance:
+
+                def after(route: Route) -> None:
+                    advance(1, str(route))
+                    if telemetry is not None:
+                        telemetry.sample()
+
+                return time_in_turn(live, self.settings.method, on_burst=after)
+
+    def _runner(self, network: Path | nn.Module, images: np.ndarray) -> Runner:
+        settings, on_gpu = self.settings, self.device.torch_device == "cuda"
+        if isinstance(network, nn.Module):
+            make: Callable[..., Runner] = runners.torch_cuda_runner if on_gpu else runners.TorchCpuRunner
+            options = {"graph": settings.graph} if on_gpu else {}
+            return make(network, images, settings.precision, compiled=settings.compiled, **options)
+        if settings.runtime == "tensorrt":
+            return _tensorrt_runner(network, images, settings.precision)
+        if on_gpu:
+            return runners.onnx_cuda_runner(network, images, graph=settings.graph)
+        return runners.OnnxCpuRunner(network, images, settings.threads or physical_cores())
+
+    def _refuse_more_than_memory(self, batch: int) -> None:
+        """On a CPU the system would not refuse, but kill."""
+        if self.device.torch_device != "cpu":
+            return
+        each, traffic = _BYTES_HELD[self.settings.precision], self.counted.traffic.values()
+        peak = max(part.peak_activation_bytes(batch, each) for one in traffic for part in one.parts)
+        free = _free_memory_bytes()
+        if free is not None and peak > free:
+            raise OutOfMemory(
+                f"a batch of {batch} needs {peak / 1e9:.1f} GB for its activations, and {free / 1e9:.1f} GB are free"
+            )
+
+    def _network(self, route: Route, times: Times) -> MeasuredNetwork:
+        cost = route_cost_of(self.counted, route)
+        host = statistics_of(times.host_ms) if times.host_ms is not None else None
+        return MeasuredNetwork(
+            route=route, macs=cost.macs, parameters=cost.parameters, latency=statistics_of(times.latency_ms), host=host
+        )
+
+    def _model(self, batch: int, medians: Mapping[Route, float], checks: frozenset[Route]) -> LatencyModel:
+        shapes = shapes_of(self.counted, batch=batch, bytes_each=_BYTES_HELD[self.settings.precision])
+        model = fit(shapes, {route: ms for route, ms in medians.items() if route not in checks})
+        if not checks:
+            return model
+        errors = errors_percent(model, {route: medians[route] for route in checks})
+        return replace(model, error=summarise(list(errors.values()), "measured stitches that the fit has not seen"))
+
+    def _record(self, batch: int, **found: object) -> Profile:
+        settings, gpu = self.settings, self.device.torch_device == "cuda"
+        version, provider = _runtime(settings.runtime, self.device)
+        options: dict[str, object] = {"compiled": settings.compiled, "cuda_graph": settings.graph}
+        if settings.precision == "int8":
+            options["calibrated_on"] = f"{_CALIBRATION_IMAGES} made-up images"
+        facts: dict[str, object] = {
+            "family": self.family.name,
+            "family_sha256": self.counted.sha256,
+            "input_shape": tuple(self.family.input_shape),
+            "device": settings.name or (detected_name() if self.device.name == "cuda" else self.device.name),
+            "hardware": self.device.hardware,
+            "kind": "gpu" if gpu else "cpu",
+            "compute_capability": ".".join(map(str, torch.cuda.get_device_capability())) if gpu else None,
+            "runtime": settings.runtime,
+            "runtime_version": version,
+            "provider": provider,
+            "precision": settings.precision,
+            "batch": batch,
+            "threads": 0 if gpu else settings.threads or physical_cores(),
+            "origin": "measured",
+            "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "options": {**options, "spinning": "while running"},
+            "method": {**asdict(settings.method), "seed": settings.seed, "order": "in turn, there and back"},
+            "versions": versions(),
+        }
+        return Profile(**{**facts, **found})  # type: ignore[arg-type]
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.settings.threads or physical_cores())
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def _tensorrt_runner(graph: Path, images: np.ndarray, precision: str) -> Runner:
+    from klas_zoo.exporters.trt_session import PlanSession
+
+    engine = graph.with_suffix(".plan")
+    if not engine.is_file():
+        build_plan(graph, engine, PlanSettings(runtime="tensorrt", precision=precision))
+    session, held = PlanSession(engine), torch.from_numpy(images).to("cuda")
+    return runners.CudaRunner(lambda: session.run(held), torch.cuda.Stream(), "tensorrt")
+
+
+def _runtime(runtime: str, device: Device) -> tuple[str, str]:
+    """Its version, and which provider of it computes."""
+    if runtime == "torch":
+        return torch.__version__, device.torch_device
+    if runtime == "tensorrt":
+        from klas_zoo.exporters.trt_library import find_library
+
+        return find_library("tensorrt").version, "tensorrt"
+    import onnxruntime
+
+    return onnxruntime.__version__, device.provider
+
+
+def _free_memory_bytes() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0][1]) * 1024 if found else None

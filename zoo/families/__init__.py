@@ -1,0 +1,1 @@
+"""Families: their files, and their anchors as chains with weights."""

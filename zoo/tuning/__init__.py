@@ -1,0 +1,1 @@
+"""Tuning a supernet, and how accurate its routes are afterwards."""

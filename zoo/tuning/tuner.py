@@ -1,0 +1,252 @@
+"""Joint tuning: each step draws one route at random, so cost does not grow with their number.
+
+The loss is a mix of cross-entropy and distillation from the largest anchor as it was before
+tuning. Anchors and stitching layers have learning rates of their own. Several processes share
+every batch, and take the steps that one would: after the backward pass they average the gradients
+of the routes of that step. torch's DistributedDataParallel would send those of the whole supernet,
+most of which a step leaves unused.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from klas_zoo.chains import Chain
+from klas_zoo.data.loading import Batch
+from klas_zoo.errors import SelectionError, UsageError
+from klas_zoo.processes.team import ALONE, Team, average_gradients
+from klas_zoo.routes import Route
+from klas_zoo.supernet import Supernet, steps_of
+from klas_zoo.tuning.compiling import block_by_block
+from klas_zoo.tuning.settings import TuningSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What tuning reports after every step.
+
+    `loss` is a running mean, `last` this step's own, over all processes; `rate` the learning rate of
+    the stitching layers; `images` those of the step, over all processes.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    last: float
+    rate: float
+    images: int
+
+
+class Tuner:
+    """A supernet on its way through `steps` steps; `done` of them are behind it.
+
+    Raises:
+        UsageError: a batch cannot be shared out evenly.
+    """
+
+    def __init__(self, supernet: Supernet, steps: int, settings: TuningSettings, *, team: Team = ALONE) -> None:
+        if settings.batch % (settings.accumulate * team.size):
+            raise UsageError(
+                f"A batch of {settings.batch} images cannot be cut into {settings.accumulate} parts for {team.size} "
+                f"processes evenly: give a multiple of {settings.accumulate * team.size}."
+            )
+        self.supernet, self.steps, self.team, self.done = supernet, steps, team, 0
+        self.device = next(supernet.parameters()).device.type
+        self.settings = settings.on(self.device)
+        self.memory_format = self.settings.format_of(supernet, self.device)
+        team.follow(supernet.state_dict().values())
+        supernet.to(memory_format=self.memory_format)
+        dearest = list(supernet.chains.values())[-1]
+        assert isinstance(dearest, Chain)
+        self.teacher = copy.deepcopy(dearest).eval().requires_grad_(False)
+        self.average: AveragedModel | None = None
+        if settings.ema is not None:
+            self.average = AveragedModel(supernet, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+        self.optimiser = _optimiser(supernet, settings)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimiser, lambda step: _rate(step, steps, settings.warmup)
+        )
+        self.loss = math.nan
+        self._draw = random.Random(settings.seed)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Training mode, compiled where that is wanted, for as long as steps are taken."""
+        self.supernet.train()
+        self.supernet.freeze_statistics()
+        with block_by_block(self.supernet, self.teacher) if self.settings.compile else nullcontext():
+            yield
+
+    def step(self, batches: Iterator[Batch]) -> Progress:
+        """Takes `settings.accumulate` batches, each this process's share.
+
+        Raises:
+            SelectionError: the loss is not finite; names the route and the step.
+        """
+        routes = self._next_routes()
+        route = routes[self.team.rank]
+        total = torch.zeros((), device=self.device)
+        count = 0
+        for _ in range(self.settings.accumulate):
+            images, labels = next(batches)
+            loss = self._loss(images, labels, route) / self.settings.accumulate
+            loss.backward()
+            total += loss.detach()
+            count += len(labels)
+        last = float(self.team.add(total.clone())) / self.team.size
+        if not math.isfinite(last):
+            raise SelectionError(
+                f"Tuning diverged at step {self.done + 1} on route {self._guilty(total, route)}: lower the learning "
+                "rates."
+            )
+        average_gradients(self._parameters_of(routes), self.team)
+        if self.settings.clip is not None:
+            nn.utils.clip_grad_norm_(self.supernet.parameters(), self.settings.clip)
+        rate = self.optimiser.param_groups[-1]["lr"]
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.supernet)
+        self.done += 1
+        self.loss = last if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * last
+        return Progress(
+            step=self.done, steps=self.steps, loss=self.loss, last=last, rate=rate, images=count * self.team.size
+        )
+
+    def finish(self) -> None:
+        """Leaves the supernet with its final weights, in evaluation mode."""
+        if self.average is not None and self.done:
+            self.supernet.load_state_dict(self.average.module.state_dict())
+        self.supernet.to(memory_format=torch.contiguous_format)
+        self.supernet.eval()
+
+    def state(self) -> dict[str, Any]:
+        """Everything the next step depends on, but the batches and the processes' own generators."""
+        version, numbers, gauss = self._draw.getstate()
+        return {
+            "done": self.done,
+            "loss": self.loss,
+            "supernet": self.supernet.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "optimiser": self.optimiser.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "draw": [version, list(numbers), gauss],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.done, self.loss = state["done"], state["loss"]
+        self.supernet.load_state_dict(state["supernet"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        version, numbers, gauss = state["draw"]
+        self._draw.setstate((version, tuple(numbers), gauss))
+
+    def _next_routes(self) -> list[Route]:
+        """One for each process. Everybody draws for everybody, so that generators stay alike."""
+        if self.settings.routes == "same":
+            return [self._draw.choice(self.supernet.routes)] * self.team.size
+        return [self._draw.choice(self.supernet.routes) for _ in range(self.team.size)]
+
+    def _parameters_of(self, routes: list[Route]) -> Iterable[nn.Parameter]:
+        """What any of the routes is made of, each once and in the same order in every process."""
+        modules = {step: self.supernet.module(step) for route in routes for step in steps_of(route)}
+        return (one for module in modules.values() for one in module.parameters() if one.requires_grad)
+
+    def _loss(self, images: Tensor, labels: Tensor, route: Route) -> Tensor:
+        images = images.contiguous(memory_format=self.memory_format)
+        with _arithmetic(self.device, self.settings):
+            with torch.no_grad():
+                taught = self.teacher(images).float()
+            logits = self.supernet(images, route).float()
+        return mixed_loss(logits, labels, taught, self.settings)
+
+    def _guilty(self, loss: Tensor, route: Route) -> str:
+        mine = "" if torch.isfinite(loss) else str(route)
+        return next(filter(None, self.team.gather(mine)), str(route))
+
+
+def tune(
+    supernet: Supernet,
+    batches: Iterator[Batch],
+    steps: int,
+    settings: TuningSettings,
+    *,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+) -> None:
+    """Tunes anchors and stitching layers together, in place, from the first step to the last.
+
+    Args:
+        batches: endless training batches.
+
+    Raises:
+        SelectionError: the loss is not finite; names the route and the step.
+    """
+    if steps == 0:
+        return
+    tuner = Tuner(supernet, steps, settings)
+    with tuner.running():
+        while tuner.done < steps:
+            on_step(tuner.step(batches))
+    tuner.finish()
+
+
+def mixed_loss(logits: Tensor, labels: Tensor, taught: Tensor, settings: TuningSettings) -> Tensor:
+    """(1 − d) · cross-entropy + d · distillation, d = `settings.distillation`.
+
+    Hard distillation is cross-entropy with the teacher's most likely class (DeiT, Eq. 3), soft
+    is KL(teacher ‖ route) at temperature 1.
+    """
+    plain = F.cross_entropy(logits, labels)
+    if settings.hard:
+        distilled = F.cross_entropy(logits, taught.argmax(1))
+    else:
+        distilled = F.kl_div(
+            F.log_softmax(logits, 1), F.log_softmax(taught, 1), log_target=True, reduction="batchmean"
+        )
+    return (1 - settings.distillation) * plain + settings.distillation * distilled
+
+
+def _arithmetic(device: str, settings: TuningSettings) -> ExitStack:
+    """bf16 autocast, or nothing."""
+    stack = ExitStack()
+    if settings.precision == "bf16":
+        stack.enter_context(torch.autocast(device, torch.bfloat16))
+        if device == "cpu":
+            # the backward pass of the fused kernel is ten times slower in bf16
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    return stack
+
+
+def _optimiser(supernet: Supernet, settings: TuningSettings) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, biases, norms and positions do not."""
+    groups = []
+    for part, rate in ((supernet.chains, settings.anchor_rate), (supernet.stitches, settings.stitch_rate)):
+        for decays in (True, False):
+            # positions and prefix tokens, (1, N, D), are no matrices
+            chosen = [p for p in part.parameters() if (p.ndim > 1 and len(p) > 1) is decays]
+            decay = settings.weight_decay if decays else 0.0
+            groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
+    return torch.optim.AdamW(groups)
+
+
+def _rate(step: int, steps: int, warmup: float) -> float:
+    """Linear from zero, then a cosine to zero."""
+    warm = warmup * steps
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, steps - warm)))
