@@ -29,9 +29,10 @@ class Half:
         self.dtype = dtype
         self._narrow: dict[int, tuple[ir.TensorProtocol, ir.TensorProtocol]] = {}
 
-    def __call__(self, model: ir.Model) -> None:
-        """Changes the graph in place; its input and its output stay fp32."""
+    def __call__(self, model: ir.Model, name: str) -> ir.Model:
+        """The same graph, changed in place; its input and its output stay fp32."""
         _Conversion(model.graph, self.dtype, self.narrowed).run()
+        return model
 
     def narrowed(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         known = self._narrow.get(id(tensor))
