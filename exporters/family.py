@@ -157,17 +157,12 @@ def _write_graphs(
 ) -> None:
     facts = source.facts
     wanted = [one.route for one in source.routes]
-    exporter = RouteExporter(supernet, facts.input_shape, converter(precision), wanted)
+    exporter = RouteExporter(supernet, facts.input_shape, converter(precision, images.calibration), wanted)
     listener("translate", "")
     with WeightsFile(folder / WEIGHTS) as weights:
         for one in source.routes:
             about = {"family": facts.name, "route": one.name, "weights": facts.weights, "precision": precision}
-            model = exporter.model(one.route)
-            if precision == "int8":
-                from klas_zoo.exporters.int8 import quantised
-
-                model = quantised(model, one.name, images.calibration)
-            write_graph(model, folder / file_of(one), weights, about)
+            write_graph(exporter.model(one.route), folder / file_of(one), weights, about)
             listener("export", one.name)
 
 

@@ -29,9 +29,10 @@ class Half:
         self.dtype = dtype
         self._narrow: dict[int, tuple[ir.TensorProtocol, ir.TensorProtocol]] = {}
 
-    def __call__(self, model: ir.Model) -> None:
-        """Changes the graph in place; its input and its output stay fp32."""
+    def __call__(self, model: ir.Model, name: str) -> ir.Model:
+        """The same graph, changed in place; its input and its output stay fp32."""
         _Conversion(model.graph, self.dtype, self.narrowed).run()
+        return model
 
     def narrowed(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         known = self._narrow.get(id(tensor))
@@ -43,11 +44,11 @@ class Half:
 def _lazily(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
     """Rounded when it is asked for and not kept: one tensor at a time is in memory twice."""
 
-    def rounded() -> ir.Tensor:
+    def rounded() -> ir.TensorProtocol:
         with np.errstate(over="ignore"):  # becomes infinite, which no verification passes
             return ir.Tensor(tensor.numpy().astype(dtype.numpy()), dtype=dtype)
 
-    return ir.LazyTensor(rounded, dtype, ir.Shape(tensor.shape), name=tensor.name)
+    return ir.LazyTensor(rounded, dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name)
 
 
 class _Conversion:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from torch import Tensor
 
 from klas_zoo.exporters.contract import stage
@@ -93,7 +93,9 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-class _Reader(CalibrationDataReader):
+class _Reader:
+    """onnxruntime takes whatever has `get_next` for a CalibrationDataReader."""
+
     def __init__(self, batches: Callable[[], Iterable[tuple[Tensor, Any]]]) -> None:
         self._batches = batches
         self.rewind()

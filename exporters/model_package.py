@@ -40,6 +40,7 @@ def derive(package: Package, folder: Path, options: Mapping[str, Any]) -> list[V
         OSError: a file cannot be written.
     """
     manifest = package.manifest
+    assert manifest.weights is not None  # what it is made of is a package of graphs, which share one file
     names = [manifest.weights, *(package.engine(one).name for one in package.routes)]
     uri = asset_uri({name: manifest.files[name].sha256 for name in names})
     asset = folder / "shared_assets" / uri.replace(":", "-")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import onnx_ir as ir
+from torch import Tensor
 
 from klas_zoo.exporters.contract import Limits
 from klas_zoo.exporters.half import Half
+
+Convert = Callable[[ir.Model, str], ir.Model]
+"""The fp32 graph of a route, which it may change, and the route's name → the graph in another precision."""
 
 _LIMITS: Mapping[str, Limits] = {
     "fp32": Limits(relative=1e-4, min_agreement=0.999),
@@ -31,8 +37,21 @@ def limits_for(precision: str, weights: str) -> Limits:
     return limits
 
 
-def converter(precision: str) -> Callable[[ir.Model], None]:
-    """What turns the fp32 graph of a route into one of another precision, in place."""
+def converter(precision: str, calibration: Callable[[], Iterable[tuple[Tensor, Any]]]) -> Convert:
+    """What turns the fp32 graph of a route into one of another precision.
+
+    Args:
+        calibration: batches of images (B, C, H, W), and anything; int8 finds its ranges on them.
+    """
     if precision in ("fp16", "bf16"):
         return Half(ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16)
-    return lambda model: None
+    if precision == "int8":
+        from klas_zoo.exporters.int8 import quantised  # its quantiser takes a second to import
+
+        return partial(quantised, calibration=calibration)
+    return _unchanged
+
+
+def _unchanged(model: ir.Model, name: str) -> ir.Model:
+    """fp32 stays fp32."""
+    return model

@@ -59,7 +59,8 @@ class RouteExporter:
     Args:
         supernet: its anchors and stitching layers are translated here, once.
         input_shape: (C, H, W) of one image.
-        convert: changes the graph of a route in place, as to another precision.
+        convert: turns the graph of a route and its name into the graph to be written, as in another precision;
+            may change the graph in place. Default: as it is.
         routes: those of the supernet that will be asked for. Default: all.
 
     Raises:
@@ -70,7 +71,7 @@ class RouteExporter:
         self,
         supernet: Supernet,
         input_shape: Shape,
-        convert: Callable[[ir.Model], None] = lambda model: None,
+        convert: Callable[[ir.Model, str], ir.Model] = lambda model, name: model,
         routes: Iterable[Route] | None = None,
     ) -> None:
         self._supernet, self._input_shape, self._convert = supernet, input_shape, convert
@@ -95,8 +96,7 @@ class RouteExporter:
         if len({segment.anchor for segment in route.segments}) < len(route.segments):
             # one copy of an anchor cannot be wired into a route at two places
             model = _translate(self._supernet.network(route), self._input_shape, [OUTPUT], str(route))
-            self._convert(model)
-            return model
+            return self._convert(model, str(route))
         model = self._model.clone()
         values = ir.convenience.create_value_mapping(model.graph)
         model.graph.outputs[:] = [values[_logits(route.segments[-1].anchor)]]
@@ -105,8 +105,7 @@ class RouteExporter:
             ir.convenience.replace_all_uses_with(features, values[str(seam)])
         passes.RemoveUnusedNodesPass()(model)
         model.graph.sort()
-        self._convert(model)
-        return model
+        return self._convert(model, str(route))
 
 
 class _Everything(nn.Module):
@@ -197,10 +196,10 @@ def _transpose_weights(model: ir.Model) -> None:
 
 
 def _turned(weight: ir.TensorProtocol, permutation: Sequence[int]) -> ir.LazyTensor:
-    def turn() -> ir.Tensor:
+    def turn() -> ir.TensorProtocol:
         return ir.Tensor(np.ascontiguousarray(weight.numpy().transpose(permutation)), dtype=weight.dtype)
 
-    return ir.LazyTensor(turn, weight.dtype, ir.Shape([weight.shape[axis] for axis in permutation]))
+    return ir.LazyTensor(turn, weight.dtype, ir.Shape([weight.shape.numpy()[axis] for axis in permutation]))
 
 
 def finish(model: ir.Model, metadata: Mapping[str, str]) -> onnx.ModelProto:

@@ -76,7 +76,7 @@ def write_graph(model: ir.Model, path: Path, weights: WeightsFile, metadata: Map
             if tensor is not None and tensor.nbytes >= INLINE_BYTES:
                 offset, length = weights.place(tensor)
                 model.graph.initializers[name].const_value = ir.ExternalTensor(
-                    weights.path.name, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape), name=name
+                    weights.path.name, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
                 )
         proto = finish(model, metadata)
     finally:

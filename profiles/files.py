@@ -166,8 +166,10 @@ def _model(fields: Fields) -> LatencyModel:
 def _anchor(fields: Fields) -> AnchorModel:
     depth = len(fields.peek("block_ms", list))
     found = AnchorModel(
-        **{name: fields.number(name, 0, LONGEST_MS) for name in ("stem_ms", "head_ms")},
-        **{name: fields.integer(name, least=0) for name in ("stem_macs", "head_macs")},
+        stem_ms=fields.number("stem_ms", 0, LONGEST_MS),
+        head_ms=fields.number("head_ms", 0, LONGEST_MS),
+        stem_macs=fields.integer("stem_macs", least=0),
+        head_macs=fields.integer("head_macs", least=0),
         block_ms=tuple(fields.numbers("block_ms")),
         block_macs=tuple(fields.whole(name="block_macs", count=depth, least=0)),
         vectors=tuple(fields.whole(name="vectors", count=depth + 1)),

@@ -24,7 +24,9 @@ class Telemetry:
         self._handle: Any = None
         try:
             if nvml is None:
-                import pynvml as nvml
+                import pynvml
+
+                nvml = pynvml
             self._nvml = nvml
             nvml.nvmlInit()
             self._handle = nvml.nvmlDeviceGetHandleByIndex(index)

@@ -13,11 +13,12 @@ from click.testing import CliRunner
 from profiles_made_up import latency_model, network, profile
 
 from klas_zoo.cli import main
+from klas_zoo.costs.estimates import origin_of
 from klas_zoo.errors import NothingFits, ProfileError, UsageError
 from klas_zoo.profiles.profile import Profile
 from klas_zoo.profiles.store import ProfileStore
 from klas_zoo.registry import Registry
-from klas_zoo.registry.latencies import known_latencies, origin_of
+from klas_zoo.registry.latencies import known_latencies
 from klas_zoo.registry.picking import pick
 from klas_zoo.registry.records import EngineRecord
 from klas_zoo.routes import Route

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from onnx import TensorProto
 
 from klas_zoo.cli import main
 from klas_zoo.costs import profiling
@@ -83,6 +85,27 @@ def test_torch_is_measured_too(precision: str, tiny_family: Family) -> None:
     assert torch.get_num_threads() == threads
 
 
+def test_int8_is_measured_on_quantised_networks_and_interpolated(
+    tiny_family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = []
+
+    class Watched(runners.OnnxCpuRunner):
+        def __init__(self, engine: Path, images: Any, threads: int) -> None:
+            types = [tensor.data_type for tensor in onnx.load(engine).graph.initializer if len(tensor.dims) == 2]
+            weights.append(types.count(TensorProto.INT8) / len(types))
+            super().__init__(engine, images, threads)
+
+    monkeypatch.setattr(runners, "OnnxCpuRunner", Watched)
+    (found,) = measure(tiny_family, precision="int8", checks=2)
+    assert (found.runtime, found.precision) == ("onnxruntime", "int8")
+    assert found.options["calibrated_on"] == "4 made-up images"
+    assert len(weights) == 3 + 2 + 2 and min(weights) > 0.9  # all matrices but the last product's
+    assert found.model is not None and found.model.error.checked == 2
+    assert all(found.model.predict_ms(route) > 0 for route in all_stitches(tiny_family.chains))
+    assert to_text(from_text(to_text([found]), "here")) == to_text([found])
+
+
 def test_a_batch_that_does_not_fit_is_recorded_and_the_next_one_measured(
     tiny_family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,8 +141,9 @@ def test_stitches_are_those_of_neighbours(tiny_family: Family) -> None:
 @pytest.mark.parametrize(
     ("changes", "torch_device", "says"),
     [
-        ({"precision": "int8"}, "cpu", "onnxruntime is not measured in int8 on cpu: it has fp32"),
-        ({"precision": "fp16"}, "cpu", "it has fp32"),
+        ({"precision": "fp16"}, "cpu", "onnxruntime is not measured in fp16 on cpu: it has fp32, int8"),
+        ({"precision": "int8"}, "cuda", "it has fp32, fp16, bf16. int8 is onnxruntime's, on a CPU"),
+        ({"runtime": "torch", "precision": "int8"}, "cpu", "torch is not measured in int8 on cpu: it has fp32, fp16"),
         ({"runtime": "tensorrt"}, "cpu", "tensorrt does not run on cpu"),
         ({"runtime": "torch", "precision": "int8"}, "cuda", "it has fp32, fp16, bf16"),
         ({"compiled": True}, "cpu", "--compile is torch's"),
@@ -225,7 +249,10 @@ BAD: dict[str, tuple[list[str], int, str]] = {
         "has no CUDA device, and so no a100: import a profile of a100 (klas-zoo profile import FILE) or add --predict",
     ),
     "no CUDA device at all": (["--family", "deit", "--device", "cuda"], 1, "has no CUDA device"),
-    "a precision the runtime lacks": (["--family", "deit", "--precision", "int8"], 2, "it has fp32"),
+    "a precision the runtime lacks": (["--family", "deit", "--precision", "bf16"], 2, "it has fp32, int8"),
+    "int8 in torch": (
+        ["--family", "deit", "--runtime", "torch", "--precision", "int8"], 2, "int8 is onnxruntime's, on a CPU"
+    ),
     "batch sizes that are none": (["--family", "deit", "--batch", "1,x"], 2, "no list of batch sizes such as 1,8,32"),
     "a batch of zero": (["--family", "deit", "--batch", "0"], 2, "no list of batch sizes"),
     "options before a subcommand": (["--family", "deit", "export", "out.json"], 2, "stand after that word"),

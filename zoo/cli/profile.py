@@ -15,19 +15,15 @@ if TYPE_CHECKING:
     from klas_zoo.profiles.profile import Profile
 
 
-class _Batches(click.ParamType):
+def _batches(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
     """`1,8,32`."""
-
-    name = "batches"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        try:
-            found = tuple(dict.fromkeys(int(one) for one in str(value).split(",")))
-        except ValueError:
-            found = (0,)
-        if min(found) < 1:
-            self.fail(f"'{value}' is no list of batch sizes such as 1,8,32.", param, ctx)
-        return found
+    try:
+        found = tuple(dict.fromkeys(int(one) for one in value.split(",")))
+    except ValueError:
+        found = (0,)
+    if min(found) < 1:
+        raise click.BadParameter(f"'{value}' is no list of batch sizes such as 1,8,32.", context, parameter)
+    return found
 
 
 @click.group(invoke_without_command=True)
@@ -35,7 +31,7 @@ class _Batches(click.ParamType):
 @click.option("--device", default="cpu", show_default=True, help="What to measure on: cpu, cuda, or the name of the GPU that is there.")
 @click.option("--runtime", type=click.Choice(["onnxruntime", "torch", "tensorrt"]), default="onnxruntime", show_default=True, help="What runs the networks.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", show_default=True, help="Of weights and activations.")
-@click.option("--batch", "batches", type=_Batches(), default="1", show_default=True, metavar="N[,N...]", help="Batch sizes; a record each.")
+@click.option("--batch", "batches", callback=_batches, default="1", show_default=True, metavar="N[,N...]", help="Batch sizes; a record each.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of a CPU runtime. Default: one for each physical core.")
 @click.option("--stitches", type=click.IntRange(min=0), default=5, show_default=True, help="Stitches to measure besides the anchors; the rest is interpolated.")
 @click.option("--check", "checks", type=click.IntRange(min=0), default=0, show_default=True, help="Further stitches to measure, only to see how far the interpolation is off.")
@@ -52,7 +48,7 @@ class _Batches(click.ParamType):
 @registry_option
 @json_option
 @click.pass_context
-def profile(context: click.Context, registry: Path | None, as_json: bool, family: str | None, **options: Any) -> None:
+def profile(context: click.Context, /, registry: Path | None, as_json: bool, family: str | None, **options: Any) -> None:
     """Measure what a family's routes cost on a device; export and import carry it elsewhere."""
     if context.invoked_subcommand is not None:
         if family is not None or registry is not None:

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from klas_zoo.costs.estimates import origin_of
 from klas_zoo.profiles.profile import Profile
-from klas_zoo.registry.latencies import origin_of
 from klas_zoo.registry.records import EngineRecord
 from klas_zoo.units import format_latency, format_macs, format_size
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from klas_zoo.costs.estimates import estimate, origin_of
 from klas_zoo.profiles.files import to_json
 from klas_zoo.profiles.profile import Profile
 from klas_zoo.profiles.records import EstimatedLatency
-from klas_zoo.registry.latencies import estimate, origin_of
 from klas_zoo.routes import Route
 
 

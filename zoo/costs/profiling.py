@@ -41,7 +41,7 @@ from klas_zoo.supernet import Supernet
 from klas_zoo.versions import versions
 
 PRECISIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("onnxruntime", "cpu"): ("fp32",),
+    ("onnxruntime", "cpu"): ("fp32", "int8"),
     ("onnxruntime", "cuda"): ("fp32", "fp16", "bf16"),
     ("torch", "cpu"): ("fp32", "fp16", "bf16"),
     ("torch", "cuda"): ("fp32", "fp16", "bf16"),
@@ -49,6 +49,9 @@ PRECISIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
 }
 """What each runtime computes in, by its name and where it runs."""
 RUNTIMES = ("onnxruntime", "torch", "tensorrt")
+_CALIBRATION_IMAGES = 4
+# between its products, an engine in int8 holds fp32
+_BYTES_HELD: Mapping[str, int] = {**BYTES_OF, "int8": BYTES_OF["fp32"]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +91,10 @@ def check_settings(settings: ProfileSettings, torch_device: str) -> None:
     if not known:
         raise UsageError(f"{settings.runtime} does not run on {torch_device}: say --runtime onnxruntime or torch.")
     if settings.precision not in known:
+        instead = " int8 is onnxruntime's, on a CPU." if settings.precision == "int8" else ""
         raise UsageError(
-            f"{settings.runtime} is not measured in {settings.precision} on {torch_device}: it has {', '.join(known)}."
+            f"{settings.runtime} is not measured in {settings.precision} on {torch_device}: it has "
+            f"{', '.join(known)}.{instead}"
         )
     if settings.compiled and settings.runtime != "torch":
         raise UsageError(f"--compile is torch's, and the runtime is {settings.runtime}.")
@@ -112,7 +117,7 @@ def profile_family(
     counted = count(family.chains, family.input_shape)
     stitches = all_stitches(family.chains)
     anchors = [Route.anchor(name, chain.depth) for name, chain in family.chains.items()]
-    shapes = shapes_of(counted, batch=settings.batches[0], bytes_each=BYTES_OF[settings.precision])
+    shapes = shapes_of(counted, batch=settings.batches[0], bytes_each=_BYTES_HELD[settings.precision])
     chosen = choose_stitches(shapes, stitches, settings.stitches)
     others = [route for route in stitches if route not in chosen]
     checks = random.Random(settings.seed).sample(others, min(settings.checks, len(others)))
@@ -159,11 +164,16 @@ class _Session:
         with tempfile.TemporaryDirectory(prefix="klas-zoo-") as folder:
             files = {route: Path(folder) / f"{route}.onnx" for route in routes}
             with self.listener.stage("export", len(routes), "networks") as advance:
-                exporter = RouteExporter(supernet, self.family.input_shape, converter(self.settings.precision))
+                convert = converter(self.settings.precision, self._calibration)
+                exporter = RouteExporter(supernet, self.family.input_shape, convert)
                 for route, file in files.items():
                     exporter.export(route, file, metadata={})
                     advance(1, str(route))
             yield dict(files)
+
+    def _calibration(self) -> Iterator[tuple[torch.Tensor, None]]:
+        """Made up: what ranges int8 finds on them decides what it answers, not how long that takes."""
+        yield torch.from_numpy(runners.images_of(_CALIBRATION_IMAGES, self.family.input_shape)), None
 
     def profile(self, networks: Mapping[Route, Path | nn.Module], batch: int, checks: frozenset[Route]) -> Profile:
         """Times all networks at one batch size."""
@@ -222,7 +232,7 @@ class _Session:
         """On a CPU the system would not refuse, but kill."""
         if self.device.torch_device != "cpu":
             return
-        each, traffic = BYTES_OF[self.settings.precision], self.counted.traffic.values()
+        each, traffic = _BYTES_HELD[self.settings.precision], self.counted.traffic.values()
         peak = max(part.peak_activation_bytes(batch, each) for one in traffic for part in one.parts)
         free = _free_memory_bytes()
         if free is not None and peak > free:
@@ -238,7 +248,7 @@ class _Session:
         )
 
     def _model(self, batch: int, medians: Mapping[Route, float], checks: frozenset[Route]) -> LatencyModel:
-        shapes = shapes_of(self.counted, batch=batch, bytes_each=BYTES_OF[self.settings.precision])
+        shapes = shapes_of(self.counted, batch=batch, bytes_each=_BYTES_HELD[self.settings.precision])
         model = fit(shapes, {route: ms for route, ms in medians.items() if route not in checks})
         if not checks:
             return model
@@ -248,6 +258,9 @@ class _Session:
     def _record(self, batch: int, **found: object) -> Profile:
         settings, gpu = self.settings, self.device.torch_device == "cuda"
         version, provider = _runtime(settings.runtime, self.device)
+        options: dict[str, object] = {"compiled": settings.compiled, "cuda_graph": settings.graph}
+        if settings.precision == "int8":
+            options["calibrated_on"] = f"{_CALIBRATION_IMAGES} made-up images"
         facts: dict[str, object] = {
             "family": self.family.name,
             "family_sha256": self.counted.sha256,
@@ -264,7 +277,7 @@ class _Session:
             "threads": 0 if gpu else settings.threads or physical_cores(),
             "origin": "measured",
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "options": {"compiled": settings.compiled, "cuda_graph": settings.graph, "spinning": "while running"},
+            "options": {**options, "spinning": "while running"},
             "method": {**asdict(settings.method), "seed": settings.seed, "order": "in turn, there and back"},
             "versions": versions(),
         }

@@ -144,7 +144,7 @@ def _build_resnet(variant: str, width: int, pretrained: bool, **overrides: Any) 
         "stem_width": width // 2,
     }
     model = build_model_with_cfg(ResNet, variant, pretrained, **{**settings, **overrides})
-    model.maxpool = nn.Identity()
+    model.register_module("maxpool", nn.Identity())
     return model
 
 

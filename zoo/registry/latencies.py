@@ -6,23 +6,15 @@ interpolation between measurements of the device over a roofline.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from klas_zoo.profiles.profile import MeasuredNetwork, Profile
-from klas_zoo.profiles.records import EstimatedLatency, LatencyRecord
+from klas_zoo.costs.estimates import estimate, measured
+from klas_zoo.profiles.profile import Profile
+from klas_zoo.profiles.records import LatencyRecord
 from klas_zoo.profiles.store import ProfileStore
 from klas_zoo.registry.records import EngineRecord
-from klas_zoo.routes import Route
-
-
-def origin_of(latency: LatencyRecord) -> str:
-    """`measured`, `interpolated (±2.1 %)` or `roofline (±31 %)`."""
-    if not isinstance(latency, EstimatedLatency):
-        return latency.origin
-    return f"{latency.origin} (±{latency.error_percent:.2g} %)"
 
 
 def with_profiles(engines: Sequence[EngineRecord], root: Path) -> list[EngineRecord]:
@@ -64,51 +56,11 @@ def latency_in(profile: Profile, engine: EngineRecord) -> LatencyRecord | None:
     network = profile.network(engine.route)
     if network is not None:
         same = (network.macs, network.parameters) == (engine.macs, engine.parameters)
-        return _measured(profile, network) if same else None
+        return measured(profile, network) if same else None
     model = profile.model
     if model is None or not model.covers(engine.route) or model.macs(engine.route) != engine.macs:
         return None
     return estimate(profile, engine.route)
-
-
-def estimate(profile: Profile, route: Route) -> EstimatedLatency:
-    """A route's latency by a profile's model, which covers it."""
-    assert profile.model is not None
-    p50_ms = profile.model.predict_ms(route)
-    p90, p99 = profile.spread("p90"), profile.spread("p99")
-    return EstimatedLatency(
-        **_common(profile),
-        runs=0,
-        min_ms=math.nan,
-        p50_ms=p50_ms,
-        p90_ms=p50_ms * p90 if p90 else math.nan,
-        p99_ms=p50_ms * p99 if p99 else math.nan,
-        coefficient_of_variation=math.nan,
-        origin="interpolated" if profile.origin == "measured" else "roofline",
-        error_percent=profile.model.error.p90_percent,
-        error_method=profile.model.error.method,
-    )
-
-
-def _measured(profile: Profile, network: MeasuredNetwork) -> LatencyRecord:
-    seen = network.latency
-    return LatencyRecord(
-        **_common(profile),
-        runs=seen.runs,
-        min_ms=seen.min_ms,
-        p50_ms=seen.p50_ms,
-        p90_ms=seen.p90_ms,
-        p99_ms=seen.p99_ms,
-        coefficient_of_variation=seen.coefficient_of_variation,
-        origin="measured",
-    )
-
-
-def _common(profile: Profile) -> dict[str, object]:
-    names = ("device", "hardware", "runtime", "runtime_version", "provider", "precision", "threads", "batch")
-    return {name: getattr(profile, name) for name in (*names, "measured_at")} | {
-        "shape": (profile.batch, *profile.input_shape)
-    }
 
 
 def _rank(latency: LatencyRecord) -> tuple[int, str]:

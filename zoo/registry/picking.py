@@ -9,9 +9,10 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from klas_zoo.costs.estimates import origin_of
 from klas_zoo.errors import BadQuantity, KlasZooError, NothingFits, RegistryError, UnknownName, UsageError
 from klas_zoo.registry import Registry
-from klas_zoo.registry.latencies import origin_of, with_profiles
+from klas_zoo.registry.latencies import with_profiles
 from klas_zoo.registry.picks import Limits, Pick, RunnerUp
 from klas_zoo.registry.records import PERCENTILES, EngineRecord, percentile_ms
 from klas_zoo.registry.store import check_file
@@ -173,9 +174,9 @@ def _why_not(engine: EngineRecord, limits: Limits, measured_only: bool) -> str:
 
 def _none_registered(registry: Registry, family: str | None, device: str | None) -> KlasZooError:
     """Why there is no engine of that family and device."""
-    tagged = family is not None and "@" in family
-    registered = registry.engines(family if tagged else None)
-    families = {family} if tagged else {engine.family for engine in registered}
+    tagged = family if family is not None and "@" in family else None
+    registered = registry.engines(tagged)
+    families = {tagged} if tagged is not None else {engine.family for engine in registered}
     devices = {engine.device for engine in registered}
     if not registered:
         return RegistryError(f"The registry {registry.root} holds no engines: run klas-zoo build first.")
@@ -183,7 +184,7 @@ def _none_registered(registry: Registry, family: str | None, device: str | None)
         return UnknownName("family", family, families)
     if device is not None and device not in devices:
         return UnknownName("device", device, devices)
-    others = _listed(engine.device for engine in registered if tagged or engine.family == family)
+    others = _listed(engine.device for engine in registered if tagged is not None or engine.family == family)
     return UsageError(f"{family} has no engines for {device}, only for {others}: build them first.")
 
 

@@ -6,9 +6,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from klas_zoo.costs.estimates import origin_of
 from klas_zoo.errors import KlasZooError, UsageError
 from klas_zoo.profiles.records import LatencyRecord
-from klas_zoo.registry.latencies import origin_of
 from klas_zoo.registry.records import EngineRecord, Percentile, percentile_ms
 from klas_zoo.registry.store import check_file
 from klas_zoo.units import format_latency, format_macs, format_size
