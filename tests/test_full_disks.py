@@ -13,7 +13,7 @@ import torch
 from test_checkpoints import SETTINGS, STEPS, stream, supernet
 from torch import nn
 
-from klas_zoo.building.stages import _write_tensors
+from klas_zoo.building.keeping import write_tensors
 from klas_zoo.tuning.checkpoints import Checkpoints
 from klas_zoo.tuning.tuner import Tuner
 
@@ -32,7 +32,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_weights_that_do_not_fit_say_so(small_disk: Path) -> None:
     with pytest.raises(OSError) as full:
-        _write_tensors(nn.Linear(512, 512), small_disk / "weights.safetensors")
+        write_tensors(nn.Linear(512, 512), small_disk / "weights.safetensors")
     assert full.value.errno == errno.ENOSPC
 
 

@@ -18,12 +18,15 @@ from datetime import UTC, datetime
 
 from klas_zoo.building.cache import Cache
 from klas_zoo.building.energy import meter
-from klas_zoo.building.engine_stages import Export, Judge, Keep, PredictAnchors, Register, Results, Time, TimeAnchors
+from klas_zoo.building.engine_stages import Export, Judge, PredictAnchors, Results, Time, TimeAnchors
 from klas_zoo.building.engines import RouteResult
+from klas_zoo.building.ground import Ground
 from klas_zoo.building.manifest import manifest
 from klas_zoo.building.pipeline import Outcome, Runner, StageRecord
+from klas_zoo.building.registry_stages import Keep, Register
+from klas_zoo.building.selection_stages import LearnProbes, Measure, Select
 from klas_zoo.building.settings import BuildSettings, plain
-from klas_zoo.building.stages import Evaluate, Ground, Initialise, LearnProbes, Measure, Select, Stitched, Tune
+from klas_zoo.building.tuning_stages import Evaluate, Initialise, Stitched, Tune
 from klas_zoo.costs.counting import route_costs
 from klas_zoo.costs.predicted import PredictedCosts
 from klas_zoo.data.loading import Data

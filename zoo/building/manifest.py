@@ -7,8 +7,8 @@ import socket
 from collections.abc import Iterable
 from typing import Any
 
+from klas_zoo.building.ground import Ground
 from klas_zoo.building.pipeline import StageRecord
-from klas_zoo.building.stages import Ground
 
 SCHEMA_VERSION = 1
 _OF_A_STAGE = ("started_at", "finished_at", "seconds", "passes", "energy_joules", "checkpoints")
