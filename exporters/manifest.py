@@ -24,6 +24,8 @@ from klas_zoo.stored import is_plain_name, is_sha256, refuse_newer, schema_of
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 NOT_RUN = "built, not run"
+GRAPH_FORMATS = ("onnx", "model-package")
+"""In which every route is an ONNX graph that reads the one weights file."""
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
@@ -211,7 +213,7 @@ def _check_names(manifest: Manifest, where: str) -> None:
             raise DamagedPackage(f"{where} names a file {name!r}, which is no plain file of the package's own folder.")
         if not is_sha256(entry.sha256):
             raise DamagedPackage(f"{where} has no SHA-256 of {name}.")
-    if manifest.weights is None and manifest.format in ("onnx", "torch"):
+    if manifest.weights is None and manifest.format in (*GRAPH_FORMATS, "torch"):
         raise DamagedPackage(f"{where} names no weights.")
     named = [("references", manifest.references)]
     named += [("weights", manifest.weights)] if manifest.weights is not None else []

@@ -82,6 +82,7 @@ class Tune(Stage[Supernet]):
     """
 
     name = "tune"
+    version = 2  # 1: AdamW one operation after another, which rounds differently
     together = True
 
     def __init__(self, ground: Ground, stitched: Outcome[Stitched]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -43,6 +43,14 @@ class Team:
         dist.broadcast_object_list(box)
         return box[0]
 
+    def average(self, values: Sequence[Tensor]) -> None:
+        """Makes every tensor the mean of the processes', in place and in one exchange."""
+        if self.size == 1:
+            return
+        flat = self.add(torch.cat([value.flatten() for value in values])).div_(self.size)
+        for value, part in zip(values, flat.split([value.numel() for value in values]), strict=True):
+            value.copy_(part.view_as(value))
+
     def follow(self, values: Iterable[Tensor]) -> None:
         """Makes tensors what the first process has, in place."""
         if self.size > 1:
@@ -63,23 +71,6 @@ class Team:
 
 
 ALONE = Team()
-
-
-def average_gradients(parameters: Iterable[Tensor], team: Team) -> None:
-    """Makes every gradient the mean of the processes' gradients, in one exchange.
-
-    The parameters are the same for all. Whoever has no gradient of one adds nothing to the others'.
-    """
-    if team.size == 1:
-        return
-    gradients = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad)
-    flat = team.add(torch.cat([gradient.flatten() for gradient in gradients])).div_(team.size)
-    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
 
 
 def under_torchrun() -> bool:

@@ -19,7 +19,7 @@ from klas_zoo.chains import Chain
 from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
 from klas_zoo.modes import evaluating
-from klas_zoo.processes.team import ALONE, Team, average_gradients
+from klas_zoo.processes.team import ALONE, Team
 
 
 class Probes(nn.Module):
@@ -145,7 +145,7 @@ def train_probes(
                 _check_finite(losses, name)
                 total = total + losses.sum()
             total.backward()
-            average_gradients(learned, team)
+            team.average([weight.grad for weight in learned if weight.grad is not None])
             optimiser.step()
             optimiser.zero_grad()
             on_batch(len(labels))

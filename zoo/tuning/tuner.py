@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from klas_zoo.chains import Chain
 from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError, UsageError
-from klas_zoo.processes.team import ALONE, Team, average_gradients
+from klas_zoo.processes.team import ALONE, Team
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet, steps_of
 from klas_zoo.tuning.compiling import block_by_block
@@ -74,7 +74,7 @@ class Tuner:
         self.average: AveragedModel | None = None
         if settings.ema is not None:
             self.average = AveragedModel(supernet, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-        self.optimiser = _optimiser(supernet, settings)
+        self.optimiser = _optimiser(supernet, settings, self.memory_format)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimiser, lambda step: _rate(step, steps, settings.warmup)
         )
@@ -105,13 +105,12 @@ class Tuner:
             loss.backward()
             total += loss.detach()
             count += len(labels)
-        last = float(self.team.add(total.clone())) / self.team.size
+        last = self._share(total, routes)
         if not math.isfinite(last):
             raise SelectionError(
                 f"Tuning diverged at step {self.done + 1} on route {self._guilty(total, route)}: lower the learning "
                 "rates."
             )
-        average_gradients(self._parameters_of(routes), self.team)
         if self.settings.clip is not None:
             nn.utils.clip_grad_norm_(self.supernet.parameters(), self.settings.clip)
         rate = self.optimiser.param_groups[-1]["lr"]
@@ -162,8 +161,20 @@ class Tuner:
             return [self._draw.choice(self.supernet.routes)] * self.team.size
         return [self._draw.choice(self.supernet.routes) for _ in range(self.team.size)]
 
-    def _parameters_of(self, routes: list[Route]) -> Iterable[nn.Parameter]:
-        """What any of the routes is made of, each once and in the same order in every process."""
+    def _share(self, loss: Tensor, routes: list[Route]) -> float:
+        """The mean loss of the processes; their gradients become the mean in the same exchange."""
+        if self.team.size == 1:
+            return float(loss)
+        mean, gradients = loss.clone(), []
+        for parameter in self._parameters_of(routes):
+            if parameter.grad is None:  # another process's route has it
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        self.team.average([mean, *gradients])
+        return float(mean)
+
+    def _parameters_of(self, routes: list[Route]) -> Iterator[nn.Parameter]:
+        """What the routes are made of, each once and in the same order in every process."""
         modules = {step: self.supernet.module(step) for route in routes for step in steps_of(route)}
         return (one for module in modules.values() for one in module.parameters() if one.requires_grad)
 
@@ -232,7 +243,9 @@ def _arithmetic(device: str, settings: TuningSettings) -> ExitStack:
     return stack
 
 
-def _optimiser(supernet: Supernet, settings: TuningSettings) -> torch.optim.Optimizer:
+def _optimiser(
+    supernet: Supernet, settings: TuningSettings, memory_format: torch.memory_format
+) -> torch.optim.Optimizer:
     """AdamW; matrices decay, biases, norms and positions do not."""
     groups = []
     for part, rate in ((supernet.chains, settings.anchor_rate), (supernet.stitches, settings.stitch_rate)):
@@ -241,7 +254,8 @@ def _optimiser(supernet: Supernet, settings: TuningSettings) -> torch.optim.Opti
             chosen = [p for p in part.parameters() if (p.ndim > 1 and len(p) > 1) is decays]
             decay = settings.weight_decay if decays else 0.0
             groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
-    return torch.optim.AdamW(groups)
+    # a third of the time, on CPUs too; there it takes for granted that gradients are laid out as weights are
+    return torch.optim.AdamW(groups, fused=memory_format is torch.contiguous_format)
 
 
 def _rate(step: int, steps: int, warmup: float) -> float:
