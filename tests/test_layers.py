@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = {"zoo": (), "exporters": ("exporters",), "profiles": ("profiles",)}
 STREAM = (
     "errors", "versions", "files", "stored", "units", "frontier", "modes", "routes", "chains", "architectures",
-    "supernet", "profiles", "exporters", "processes", "progress", "families", "data", "initialisation", "selection",
+    "supernet", "families", "profiles", "exporters", "processes", "progress", "data", "initialisation", "selection",
     "tuning", "costs", "registry", "building", "runtime", "serving", "sharing", "doctor", "cli", "__main__",
 )  # fmt: skip
 
