@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klas_zoo.errors import DamagedPackage, PackageError, UnknownName
-from klas_zoo.exporters.manifest import MANIFEST, Manifest, PackagedRoute, read_manifest
+from klas_zoo.exporters.manifest import GRAPH_FORMATS, MANIFEST, Manifest, PackagedRoute, read_manifest
 from klas_zoo.files import replacing, sha256_of
 
 if TYPE_CHECKING:
@@ -57,13 +57,19 @@ class Package:
             PackageError: there is no package in that folder.
         """
         folder = Path(folder)
-        if not os.path.lexists(folder / MANIFEST):
-            raise PackageError(f"{folder} is no package: it has no {MANIFEST}.")
-        package = cls(folder, read_manifest(_json(_regular(folder / MANIFEST)), str(folder / MANIFEST)))
-        for name in package.manifest.files:
-            package._check_file(name, content)
-        package._check_contents()
+        package = cls(folder, read_manifest(read_table(folder), str(folder / MANIFEST)))
+        package.check(content=content)
         return package
+
+    def check(self, *, content: bool) -> None:
+        """What `open` does when the manifest has been read.
+
+        Raises:
+            DamagedPackage, PackageError: as `open`.
+        """
+        for name in self.manifest.files:
+            self._check_file(name, content)
+        self._check_contents()
 
     @property
     def routes(self) -> tuple[PackagedRoute, ...]:
@@ -132,11 +138,23 @@ class Package:
         """What the hashes of a package that somebody made on purpose do not tell."""
         if self.manifest.format == "torch":
             _safetensors_header(self.weights)
-        if self.manifest.format == "onnx":
+        if self.manifest.format in GRAPH_FORMATS:
             from klas_zoo.exporters.graphs import check_graph
 
             for one in self.routes:
                 check_graph(self.engine(one), self.weights)
+
+
+def read_table(folder: Path) -> Any:
+    """What `manifest.json` holds, unchecked.
+
+    Raises:
+        DamagedPackage: it is no regular file, or not JSON.
+        PackageError: there is no package in that folder.
+    """
+    if not os.path.lexists(folder / MANIFEST):
+        raise PackageError(f"{folder} is no package: it has no {MANIFEST}.")
+    return _json(_regular(folder / MANIFEST))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

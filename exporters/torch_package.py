@@ -9,10 +9,11 @@ Only numbers are stored: reading one executes nothing, and no pickle is ever rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from klas_zoo.chains import Chain
-from klas_zoo.errors import DamagedPackage, UsageError, VerificationError
+from klas_zoo.errors import CannotRunHere, DamagedPackage, FamilyError, UnknownName, UsageError, VerificationError
 from klas_zoo.exporters.contract import Answer, Artifact, Verdict, judge
 from klas_zoo.exporters.family import (
     REFERENCES,
@@ -34,12 +35,15 @@ from klas_zoo.exporters.family import (
     staging,
     write_references,
 )
-from klas_zoo.exporters.manifest import Manifest, PackagedRoute
+from klas_zoo.exporters.manifest import MANIFEST, Manifest, PackagedRoute
 from klas_zoo.exporters.package import Package, write_manifest
 from klas_zoo.exporters.precision import limits_for
+from klas_zoo.families.anchors import load_family
+from klas_zoo.families.specs import AnchorSpec, FamilySpec
 from klas_zoo.supernet import Supernet
 
 WEIGHTS = "weights.safetensors"
+_FILES = ("checkpoint_path", "cache_dir")  # arguments of timm's that name some
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -62,7 +66,8 @@ def export_torch(
     if precision not in DTYPES:
         raise UsageError(f"--format torch takes --precision {', '.join(DTYPES)}, not {precision}: export it as onnx.")
     with staging(out) as folder:
-        supernet = source.load([one.route for one in source.routes]).eval()
+        wanted = [one.route for one in source.routes]
+        supernet = source.load(wanted).narrowed(wanted).eval()
         answers = ask_torch(supernet, source.routes, images.test, listener)
         stored = {name: _stored(tensor, DTYPES[precision]) for name, tensor in supernet.state_dict().items()}
         path = folder / WEIGHTS
@@ -93,15 +98,69 @@ def export_torch(
 def load_supernet(package: Package, chains: Mapping[str, Chain]) -> Supernet:
     """The supernet of a package of format torch, in fp32, in chains of the same family whose weights it replaces.
 
+    Anchors that no route of the package needs are left out.
+
     Raises:
         UsageError: the package is of another format.
         DamagedPackage: the weights are not those of these chains and routes.
     """
     if package.manifest.format != "torch":
         raise UsageError(f"{package.folder} is of format {package.manifest.format}, not torch.")
-    supernet = Supernet(dict(chains), [one.route for one in package.routes])
+    routes = [one.route for one in package.routes]
+    used = {segment.anchor for route in routes for segment in route.segments}
+    supernet = Supernet({name: chain for name, chain in chains.items() if name in used}, routes)
     _fill(supernet, package.weights)
     return supernet.eval()
+
+
+def opener(package: Package) -> Callable[[Artifact], Answer]:
+    """How routes of a package are opened; its supernet is built when the first one is asked for.
+
+    Opening raises:
+        CannotRunHere: the anchors are not timm's, or of a newer timm.
+        DamagedPackage: the manifest describes anchors that nobody can build, or the weights are not theirs.
+    """
+    by_name = {one.name: one for one in package.routes}
+    supernet = cache(lambda: load_supernet(package, _chains(package)))
+
+    return lambda artifact: partial(_answer, supernet(), by_name[artifact.route])
+
+
+def _chains(package: Package) -> Mapping[str, Chain]:
+    """The family's anchors as the manifest describes them, with weights that are to be replaced."""
+    family = package.manifest.family
+    if not all("model" in anchor for anchor in family.anchors):
+        raise CannotRunHere("Its anchors are no models of timm; load_supernet takes them as chains.")
+    where = package.folder / MANIFEST
+    for anchor in family.anchors:
+        _refuse_files(anchor, where)
+    anchors = tuple(
+        AnchorSpec(name=one["name"], model=one["model"], arguments=one["arguments"]) for one in family.anchors
+    )
+    shape = family.input_shape
+    spec = FamilySpec(
+        name=family.name, description="", input_shape=(shape[0], shape[1], shape[2]),
+        num_classes=family.num_classes, anchors=anchors,
+    )  # fmt: skip
+    try:
+        return load_family(spec, random_weights=True).chains
+    except UnknownName as error:
+        raise CannotRunHere(str(error)) from error
+    except FamilyError as error:
+        raise DamagedPackage(f"{where} describes anchors that cannot be built: {error}") from error
+
+
+def _refuse_files(anchor: Mapping[str, Any], where: Path) -> None:
+    """timm would read or fetch files where an argument names them."""
+    try:
+        names = (str(anchor["name"]), str(anchor["model"]))
+        plain = all(type(value) in (int, float, bool, str, list) for value in anchor["arguments"].values())
+        asked = [name for name in anchor["arguments"] if name.startswith("pretrained") or name in _FILES]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedPackage(f"{where} describes an anchor that cannot be understood ({error}).") from error
+    if asked or not plain:
+        found = asked[0] if asked else "what is no number or text"
+        raise DamagedPackage(f"{where} gives the anchor {names[0]} ({names[1]}) {found}, which no package does.")
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -192,6 +192,16 @@ def test_a_supernet_shares_the_anchors_modules_and_has_a_layer_for_every_seam() 
     assert held == anchors + sum(p.numel() for seam in net.seams for p in net.stitch(seam).parameters())
 
 
+def test_a_narrowed_supernet_shares_the_modules_its_routes_need_and_has_no_others() -> None:
+    net, wanted = tokens(), [ROUTES[5], ROUTES[6]]
+    fewer = net.narrowed(wanted)
+    assert fewer.routes == tuple(wanted) and set(fewer.chains) == {"anchor_tiny", "anchor_small", "anchor_base"}
+    assert all(fewer.stitch(seam) is net.stitch(seam) for seam in fewer.seams)
+    assert fewer.seams == tuple(sorted(seam for route in wanted for seam in route.seams))
+    assert set(net.narrowed([BACK]).chains) == {"anchor_base", "anchor_tiny"}
+    assert torch.equal(fewer(IMAGES, wanted[0]), net(IMAGES, wanted[0]))
+
+
 def test_routes_of_one_seam_share_its_layer_and_equal_routes_are_one() -> None:
     again = Route((*TWO_SEAMS.segments[:2], Segment("base", 4, 4)))
     net = Supernet(three_chains(), [TWO_SEAMS, TWO_SEAMS, again])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import packages
 import pytest
 import torch
+from safetensors import safe_open
 
 from klas_zoo.errors import DamagedPackage, UsageError
 from klas_zoo.exporters.family import Images
@@ -46,6 +48,19 @@ def test_narrow_weights_take_half_the_place(tmp_path: Path) -> None:
         for name in ("fp32", "fp16")
     ]
     assert 0.49 < sizes[1] / sizes[0] < 0.55
+
+
+def test_fewer_routes_bring_only_what_they_need(tmp_path: Path) -> None:
+    """Layers are numbered by the seams that are there: another number would be another layer."""
+    whole = packages.source()
+    fewer = replace(whole, routes=whole.routes[:1])
+    package, _ = export_torch(fewer, tmp_path / "p", precision="fp32", images=IMAGES)
+    with safe_open(package.weights, "pt") as file:
+        assert {name.split(".")[1] for name in file.keys()} == {"anchor_slim"}  # noqa: SIM118  it is no dict
+    images = next(packages.batches())[0]
+    with torch.no_grad():
+        found, wanted = (net(images, packages.SLIM) for net in (load_supernet(package, chains()), packages.supernet()))
+    assert torch.equal(found, wanted)
 
 
 def test_int8_is_refused(tmp_path: Path) -> None:

@@ -128,6 +128,16 @@ class Supernet(nn.Module):
         for step, below in branches.items():
             yield from self._descend(self.module(step)(features), below)
 
+    def narrowed(self, routes: Iterable[Route]) -> Supernet:
+        """One of fewer routes, which shares the modules they need and knows no others."""
+        wanted = tuple(routes)
+        used = {segment.anchor for route in wanted for segment in route.segments}
+        names = [name.removeprefix("anchor_") for name in self.chains]
+        found = Supernet({name: self.chain(name) for name in names if name in used}, wanted)
+        for seam in found.seams:
+            found.stitches[found._keys[seam]] = self.stitch(seam)
+        return found
+
     def network(self, route: Route) -> nn.Sequential:
         """One route as a plain module of its own that shares the supernet's weights."""
         return nn.Sequential(*(self.module(step) for step in steps_of(route)))
