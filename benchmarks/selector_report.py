@@ -209,9 +209,9 @@ def markdown(family: Family) -> str:
         f"Anchors before tuning: {anchors}. {len(family.seeds)} seeds. Area of the anchors alone "
         f"{area(list(family.anchors.values()), *family.ends):.3f}, with cascades "
         f"{area(family.cascade_curve(), *family.ends):.3f}.", "",
-        "| selector | stitches | on the frontier | area | Δ area to snnet | Δ area to klas | points at equal MACs: "
-        "mean, max | times fewer MACs at equal top-1: median, max | best of the buckets found, % |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| selector | stitches | on the frontier | area | Δ area to snnet | to snnet both | to klas | "
+        "points at equal MACs: mean, max | times fewer MACs at equal top-1: median, max | best of the buckets found, % |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     areas = {name: family.each(name, partial(family.area, name)) for name in family.selectors}
     for name in sorted(areas, key=lambda one: -statistics.fmean(areas[one])):
@@ -221,7 +221,7 @@ def markdown(family: Family) -> str:
             shown(family.stitches(name), 0),
             shown(family.on_frontier(name), 1),
             shown(areas[name]),
-            *(shown(family.area_ahead(name, over), sign=True) for over in (BASELINE, "klas")),
+            *(shown(family.area_ahead(name, over), sign=True) for over in (BASELINE, f"{BASELINE} both", "klas")),
             f"{shown(gained['mean points'], 2, sign=True)}, {shown(gained['max points'], 2, sign=True)}",
             f"{shown(gained['median ratio'], 2)}, {shown(gained['max ratio'], 2)}",
             shown(family.share_of_best(name), 1),
