@@ -48,9 +48,9 @@ def by(rows: Iterable[Row], *keys: str) -> dict[Any, list[Row]]:
 
 
 def shown(values: Sequence[float], digits: int = 3, *, sign: bool = False) -> str:
-    """Mean ± standard deviation over seeds."""
-    if not values:
-        return ""
+    """Mean ± standard deviation over seeds; a dash where there is none."""
+    if not values or np.isnan(values).any():
+        return "–"
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):{'+' if sign else ''}.{digits}f}{spread}"
 
@@ -178,7 +178,7 @@ class Family:
         NaN for selectors that go both ways: that supernet holds the stitches up alone.
         """
         if selector.endswith(" both"):
-            return [float("nan")]
+            return []
         return self.each(
             selector, lambda seed: self.share_of_best_of({row["route"] for row in self.runs[selector, seed]}, seed)
         )
@@ -209,9 +209,9 @@ def markdown(family: Family) -> str:
         f"Anchors before tuning: {anchors}. {len(family.seeds)} seeds. Area of the anchors alone "
         f"{area(list(family.anchors.values()), *family.ends):.3f}, with cascades "
         f"{area(family.cascade_curve(), *family.ends):.3f}.", "",
-        "| selector | stitches | on the frontier | area | Δ area to snnet | Δ area to klas | points at equal MACs: "
-        "mean, max | times fewer MACs at equal top-1: median, max | best of the buckets found |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| selector | stitches | on the frontier | area | Δ area to snnet | to snnet both | to klas | "
+        "points at equal MACs: mean, max | times fewer MACs at equal top-1: median, max | best of the buckets found, % |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     areas = {name: family.each(name, partial(family.area, name)) for name in family.selectors}
     for name in sorted(areas, key=lambda one: -statistics.fmean(areas[one])):
@@ -221,10 +221,10 @@ def markdown(family: Family) -> str:
             shown(family.stitches(name), 0),
             shown(family.on_frontier(name), 1),
             shown(areas[name]),
-            *(shown(family.area_ahead(name, over), sign=True) for over in (BASELINE, "klas")),
+            *(shown(family.area_ahead(name, over), sign=True) for over in (BASELINE, f"{BASELINE} both", "klas")),
             f"{shown(gained['mean points'], 2, sign=True)}, {shown(gained['max points'], 2, sign=True)}",
             f"{shown(gained['median ratio'], 2)}, {shown(gained['max ratio'], 2)}",
-            f"{shown(family.share_of_best(name), 1)} %",
+            shown(family.share_of_best(name), 1),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| score | Spearman with top-1 after the closed form | after tuning |", "|---|---|---|"]

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from klas_zoo.errors import DamagedPackage, NewerPackage
 from klas_zoo.exporters.records import Verification
 from klas_zoo.profiles.records import LatencyRecord
 from klas_zoo.routes import Route
+from klas_zoo.stored import is_plain_name, is_sha256, refuse_newer, schema_of
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -27,8 +27,6 @@ NOT_RUN = "built, not run"
 GRAPH_FORMATS = ("onnx", "model-package")
 """In which every route is an ONNX graph that reads the one weights file."""
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,254}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,14 +133,10 @@ def read_manifest(table: Any, where: str) -> Manifest:
         NewerPackage: a newer klas-zoo wrote it.
         DamagedPackage: it is no manifest, names a file that cannot be in the folder, or leaves one out.
     """
-    version = table.get("schema_version") if isinstance(table, dict) else None
-    if type(version) is not int or version < 1:
+    version = schema_of(table)
+    if version is None:
         raise DamagedPackage(f"{where} is no manifest of a package: it has no schema_version.")
-    if version > SCHEMA_VERSION:
-        raise NewerPackage(
-            f"{where} was written by a newer klas-zoo: its schema is {version}, this one knows up to "
-            f"{SCHEMA_VERSION}. Upgrade klas-zoo."
-        )
+    refuse_newer(version, SCHEMA_VERSION, where, NewerPackage)
     try:
         manifest = _manifest(table)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -215,9 +209,9 @@ def _latency(table: Mapping[str, Any]) -> LatencyRecord:
 
 def _check_names(manifest: Manifest, where: str) -> None:
     for name, entry in manifest.files.items():
-        if not _NAME.fullmatch(name) or name == MANIFEST:
+        if not is_plain_name(name) or name == MANIFEST:
             raise DamagedPackage(f"{where} names a file {name!r}, which is no plain file of the package's own folder.")
-        if not _SHA256.fullmatch(entry.sha256):
+        if not is_sha256(entry.sha256):
             raise DamagedPackage(f"{where} has no SHA-256 of {name}.")
     if manifest.weights is None and manifest.format in (*GRAPH_FORMATS, "torch"):
         raise DamagedPackage(f"{where} names no weights.")

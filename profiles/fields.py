@@ -8,6 +8,7 @@ from typing import Any
 
 from klas_zoo.errors import ProfileError
 from klas_zoo.profiles.profile import LONGEST_MS, SCHEMA_VERSION
+from klas_zoo.stored import refuse_newer
 
 
 class Fields:
@@ -22,12 +23,7 @@ class Fields:
         return ProfileError(f"{self.where}: {self.path}{name} has to be {wanted}, not {_shown(found)}.")
 
     def check_schema(self) -> None:
-        found = self.integer("schema_version", least=1)
-        if found > SCHEMA_VERSION:
-            raise ProfileError(
-                f"{self.where} was written by a newer klas-zoo: its schema is {found}, this one knows up to "
-                f"{SCHEMA_VERSION}. Upgrade klas-zoo."
-            )
+        refuse_newer(self.integer("schema_version", least=1), SCHEMA_VERSION, self.where, ProfileError)
 
     def peek(self, name: str, kind: type) -> Any:
         if name not in self.table:

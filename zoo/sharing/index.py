@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from klas_zoo.errors import RemoteError
+from klas_zoo.stored import is_plain_name, is_sha256, refuse_newer, schema_of
 
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 32 * 2**20
 """A file is cut into pieces of this size; a transfer that was cut short goes on with the next piece."""
 MOST_INDEX_BYTES = 64 * 2**20
 _MOST_FILES = 100_000
-_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,254}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,25 +114,17 @@ def read_table(content: bytes, where: str) -> dict[str, Any]:
         table = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise RemoteError(f"{where} is not JSON ({error}): push the package again.") from error
-    version = table.get("schema_version") if isinstance(table, dict) else None
-    if type(version) is not int or version < 1:
+    version = schema_of(table)
+    if version is None:
         raise RemoteError(f"{where} was not written by klas-zoo: it has no schema_version.")
-    if version > SCHEMA_VERSION:
-        raise RemoteError(
-            f"{where} was written by a newer klas-zoo: its schema is {version}, this one knows up to "
-            f"{SCHEMA_VERSION}. Upgrade klas-zoo."
-        )
+    refuse_newer(version, SCHEMA_VERSION, where, RemoteError)
     assert isinstance(table, dict)
     return table
 
 
-def is_sha256(value: object) -> bool:
-    return isinstance(value, str) and bool(_SHA256.fullmatch(value))
-
-
 def _file_from_json(table: dict[str, Any]) -> SharedFile:
     name, size_bytes = table["name"], table["size_bytes"]
-    if not isinstance(name, str) or not _FILE.fullmatch(name):
+    if not is_plain_name(name):
         raise ValueError(f"a file {str(name)[:80]!r}, which is no plain file of the package's own folder")
     chunks = tuple(map(_chunk_from_json, table["chunks"]))
     if type(size_bytes) is not int or size_bytes != sum(chunk.size_bytes for chunk in chunks):

@@ -22,12 +22,12 @@ from klas_zoo.sharing.index import (
     Index,
     SharedFile,
     index_of,
-    is_sha256,
     read_index,
     read_table,
 )
 from klas_zoo.sharing.push import check_name, latest_path, object_path, version_path
 from klas_zoo.sharing.remote import Remote
+from klas_zoo.stored import is_sha256
 
 _VERSION = re.compile(r"[0-9a-f]{4,64}")
 
