@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -454,6 +455,103 @@ def at_once(script: str, arguments: list[list[str]]) -> list[str]:
         assert process.returncode == 0, errors
         answers.append(output.strip())
     return answers
+
+
+# processes that are killed with SIGKILL
+
+KILLED = """
+import sys
+from pathlib import Path
+from klas_zoo.sharing import index
+from klas_zoo.sharing.pull import pull
+from klas_zoo.sharing.push import push
+
+what, source, target, piece, after, half = sys.argv[1:]
+index.CHUNK_BYTES = int(piece)
+seen = 0
+
+def on_bytes(size):
+    # is killed somewhere after a piece, but never at the end: a few pieces later it waits
+    global seen
+    seen += 1
+    if seen == int(after):
+        print("now", flush=True)
+    if seen == int(after) + 3:
+        sys.stdin.read()
+
+def write_half(path, content):
+    with path.open("wb") as file:
+        file.write(content[: len(content) // 2])
+    print("now", flush=True)
+    sys.stdin.read()
+
+if half == "half":
+    whole, on_bytes = Path.write_bytes, lambda size: globals().update(seen=seen + 1)
+    Path.write_bytes = lambda path, content: (write_half if seen == int(after) else whole)(path, content)
+{"push": push, "pull": pull}[what](source, target, on_bytes=on_bytes)
+"""
+
+
+def kill(what: str, source: Path | str, target: Path | str, after: int, half: bool = False) -> None:
+    """Kills a push or a pull after so many pieces, or with the next one half written."""
+    words = [what, str(source), str(target), str(PIECE // 4), str(after), "half" if half else "whole"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", KILLED, *words], stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout and process.stdout.readline() == b"now\n", process.communicate()
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place that several processes see."""
+    if request.param == "s3":
+        request.getfixturevalue("server")
+        return f"s3://zoo/test{next(_numbers)}"
+    return str(tmp_path / "shared")
+
+
+@pytest.mark.parametrize(("after", "half"), [(1, False), (5, False), (3, True)])
+def test_a_push_that_is_killed_leaves_nothing_that_passes_for_whole_and_a_repeat_completes_it(
+    after: int, half: bool, place: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if half and place.startswith("s3:"):
+        pytest.skip("an object store has no halves: the server sees the whole object or none")
+    monkeypatch.setattr(index_module, "CHUNK_BYTES", PIECE // 4)
+    kill("push", package, place, after, half)
+    there = objects(Remote(place))
+    assert there
+    assert all(hashlib.sha256(found).hexdigest() == name for name, found in there.items())
+    with pytest.raises(RemoteError, match="There is no package at"):
+        pull(place, tmp_path / "early")
+    again = push(package, place)
+    assert again.sent_bytes < again.size_bytes
+    assert again.sent_bytes == sum(map(len, objects(Remote(place)).values())) - sum(map(len, there.values()))
+    assert pull(place, tmp_path / "after").version == again.version
+    assert content(tmp_path / "after") == content(package)
+
+
+@pytest.mark.parametrize("after", [1, 6])
+def test_a_pull_that_is_killed_leaves_no_folder_and_a_repeat_completes_it(
+    after: int, place: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "CHUNK_BYTES", PIECE // 4)
+    pushed, target = push(package, place), tmp_path / "pulled"
+    kill("pull", place, target, after)
+    assert not target.exists()
+    (staging,) = tmp_path.glob(".pulled.*.part")
+    again = pull(place, target)
+    assert again.version == pushed.version
+    assert again.received_bytes < size(package)  # what had come before the kill was whole, and is kept
+    assert content(target) == content(package)
+    assert not staging.exists()
+
+
+def objects(remote: Remote) -> dict[str, bytes]:
+    """What a place holds under names that a pull would ask for, by name."""
+    folders = {folder: remote.names(f"objects/{folder}") for folder in remote.names("objects")}
+    paths = {name: f"objects/{folder}/{name}" for folder, names in folders.items() for name in names}
+    return {name: remote.read(path, PIECE) or b"" for name, path in paths.items() if not name.startswith(".")}
 
 
 @pytest.mark.parametrize("kind", ["folder", "s3"])
