@@ -210,7 +210,8 @@ def markdown(family: Family) -> str:
         f"{area(list(family.anchors.values()), *family.ends):.3f}, with cascades "
         f"{area(family.cascade_curve(), *family.ends):.3f}.", "",
         "| selector | stitches | on the frontier | area | Δ area to snnet | to snnet both | to klas | "
-        "points at equal MACs: mean, max | times fewer MACs at equal top-1: median, max | best of the buckets found, % |",
+        "points at equal MACs: mean, max | times fewer MACs at equal top-1: median, max | "
+        "best of the buckets found, % |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     areas = {name: family.each(name, partial(family.area, name)) for name in family.selectors}
