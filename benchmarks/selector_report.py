@@ -211,7 +211,7 @@ def markdown(family: Family) -> str:
         f"{area(family.cascade_curve(), *family.ends):.3f}.", "",
         "| selector | stitches | on the frontier | area | Δ area to snnet | to snnet both | to klas | "
         "points at equal MACs: mean, max | times fewer MACs at equal top-1: median, max | "
-        "best of the buckets found, % |",
+        "best of buckets found, % |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     areas = {name: family.each(name, partial(family.area, name)) for name in family.selectors}

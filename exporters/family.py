@@ -28,7 +28,7 @@ from klas_zoo.exporters.package import Package, write_manifest
 from klas_zoo.exporters.precision import converter, limits_for
 from klas_zoo.exporters.to_onnx import RouteExporter
 from klas_zoo.exporters.verify import open_artifact
-from klas_zoo.exporters.weights import WeightsFile, check_written, write_graph
+from klas_zoo.exporters.weights import WeightsFile, check_written, drop_unnamed, write_graph
 from klas_zoo.files import make_directory, sha256_of, sync_directory
 from klas_zoo.modes import evaluating
 from klas_zoo.profiles.devices import CPU_PROVIDER
@@ -127,7 +127,10 @@ def export_family(
             check_written(artifact.path)
             verdicts.append(judge(artifact, open_engine, answers.compared(one.name), limits))
             listener("verify", one.name)
-        kept = _timed(_kept(source.routes, verdicts), folder, precision, profile, listener)
+        routes = _kept(source.routes, verdicts)
+        if len(routes) < len(verdicts):
+            drop_unnamed(folder / WEIGHTS, [folder / str(one.file) for one in routes])
+        kept = _timed(routes, folder, precision, profile, listener)
         write_references(folder / REFERENCES, answers, [one.name for one in kept])
         write_manifest(
             folder,

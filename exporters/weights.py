@@ -7,7 +7,7 @@ which are the same; their bytes do.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -15,8 +15,9 @@ import onnx
 import onnx_ir as ir
 
 from klas_zoo.exporters.contract import stage
-from klas_zoo.exporters.graphs import ALIGNMENT
+from klas_zoo.exporters.graphs import ALIGNMENT, tensors_of
 from klas_zoo.exporters.to_onnx import finish
+from klas_zoo.files import replacing
 
 INLINE_BYTES = 1024  # smaller tensors stay in the graph: a page for each would be larger than they are
 
@@ -84,6 +85,33 @@ def write_graph(model: ir.Model, path: Path, weights: WeightsFile, metadata: Map
             model.graph.initializers[name].const_value = tensor
     with stage("write", path.name):
         path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def drop_unnamed(weights: Path, graphs: Iterable[Path]) -> None:
+    """Leaves out of a weights file what none of the graphs names, and tells them where the rest is now.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    models = {path: onnx.load(str(path), load_external_data=False) for path in graphs}
+    entries = [
+        {entry.key: entry for entry in tensor.external_data}
+        for model in models.values()
+        for tensor in tensors_of(model)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+    ]
+    lengths = {int(place["offset"].value): int(place["length"].value) for place in entries}
+    moved: dict[int, int] = {}
+    with weights.open("rb") as before, replacing(weights) as temporary, temporary.open("wb") as after:
+        for offset, length in sorted(lengths.items()):
+            after.write(bytes(-after.tell() % ALIGNMENT))
+            moved[offset] = after.tell()
+            before.seek(offset)
+            after.write(before.read(length))
+    for place in entries:
+        place["offset"].value = str(moved[int(place["offset"].value)])
+    for path, model in models.items():
+        path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def check_written(graph: Path) -> None:
