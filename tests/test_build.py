@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,27 @@ def test_a_dry_run_tells_what_a_changed_setting_redoes(
     kept = STAGES[: STAGES.index(first_to_do)] if first_to_do else STAGES
     assert list(found) == STAGES
     assert [name for name, status in found.items() if status == "kept"] == kept
+
+
+def test_gc_deletes_results_that_no_registered_build_was_made_from(
+    built: tuple[Path, dict], toy: Path, tmp_path: Path
+) -> None:
+    registry = Path(shutil.copytree(built[0], tmp_path / "registry"))
+    here = ("--registry", str(registry))
+
+    def gc(*more: str) -> list[str]:
+        result = CliRunner().invoke(main, ["registry", "gc", "--cache-unused", "0", *more, *here, "--json"])
+        assert result.exit_code == 0, result.stderr
+        return [name.partition("/")[0] for name in json.loads(result.stdout)["results"]]
+
+    # registered before its weights are kept, which is why its manifest does not name that
+    assert gc() == ["keep-weights"]
+    result = CliRunner().invoke(main, [*command(toy, registry, "--dry-run", "--json")], catch_exceptions=False)
+    statuses = {one["stage"]: one["status"] for one in json.loads(result.stdout)}
+    assert statuses == {name: "to do" if name == "keep weights" else "kept" for name in STAGES}
+    assert CliRunner().invoke(main, ["registry", "remove", "toy", *here]).exit_code == 0
+    assert gc("--dry-run") == gc() == sorted(name.replace(" ", "-") for name in STAGES[:-1])
+    assert not [path for path in (registry / "cache").rglob("*") if path.is_file() and path.name != "in-use.lock"]
 
 
 def test_a_stage_nobody_knows_is_said_before_any_work(built: tuple[Path, dict], toy: Path) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from klas_zoo.building import cache as cache_module
 from klas_zoo.building.cache import Cache, content_key
+from klas_zoo.errors import RegistryError
 
 KEY = "0" * 32
 JSON = st.recursive(
@@ -117,3 +121,108 @@ def test_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
     child.join()
     with Cache(tmp_path).working("tune", KEY, lambda: pytest.fail("nobody is there")):
         pass
+
+
+# what nobody needs
+
+DAY = 86_400.0
+OTHER = "1" * 32
+
+
+def age(cache: Cache, key: str, days: float) -> None:
+    """Makes everything there is of a key as old as that."""
+    then = time.time() - days * DAY
+    for path in (cache.root / "tune").glob(f"*{key}*"):
+        os.utime(path, (then, then))
+
+
+def test_a_result_that_no_build_needs_goes_when_nobody_used_it_for_long_enough(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    for key, days in (("a" * 32, 9), ("b" * 32, 9), ("c" * 32, 5), ("d" * 32, 9)):
+        with cache.working("tune", key, lambda: None):
+            store(cache, "weights", key)
+        age(cache, key, days)
+    cache.used("tune", "d" * 32)
+    would = cache.collect(lambda: {"b" * 32}, unused_s=7 * DAY, dry_run=True)
+    assert [(one.stage, one.key, one.size_bytes > 7) for one in would] == [("tune", "a" * 32, True)]
+    assert cache.facts("tune", "a" * 32)
+    assert cache.collect(lambda: {"b" * 32}, unused_s=7 * DAY) == would
+    assert sorted(path.name[0] for path in (tmp_path / "tune").iterdir()) == [*"bbccdd"]  # each with its lock
+    assert cache.collect(lambda: {"b" * 32}, unused_s=7 * DAY) == []
+
+
+def test_checkpoints_and_what_killed_processes_left_go_too_and_other_files_stay(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    assert cache.collect(set, unused_s=0) == []
+    for name in (f"{KEY}.unfinished", f".{OTHER}.part", f".{'2' * 32}.old", "notes"):
+        (tmp_path / "tune" / name).mkdir(parents=True)
+        (tmp_path / "tune" / name / "checkpoint.pt").write_text("half")
+    (tmp_path / "tune" / f"{'3' * 32}.lock").touch()
+    found = cache.collect(set, unused_s=0)
+    assert [one.key for one in found] == [KEY, OTHER, "2" * 32, "3" * 32]
+    assert [one.size_bytes for one in found] == [4, 4, 4, 0]
+    assert [path.name for path in (tmp_path / "tune").iterdir()] == ["notes"]
+
+
+def test_a_result_is_no_result_any_more_before_the_first_of_its_files_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path)
+    store(cache, "weights")
+
+    def die(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cache_module.shutil, "rmtree", die)
+        cache.collect(set, unused_s=0)
+    assert cache.facts("tune", KEY) is None
+    cache.collect(set, unused_s=0)
+    assert list((tmp_path / "tune").iterdir()) == []
+
+
+def _build(root: Path, go_on: Connection) -> None:
+    with Cache(root).in_use():
+        go_on.send("begun")
+        go_on.recv()
+
+
+def test_nothing_goes_while_a_build_runs_in_another_process(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    store(cache, "weights")
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=_build, args=(tmp_path, theirs))
+    child.start()
+    assert ours.recv() == "begun"
+    with cache.in_use(lambda: pytest.fail("builds do not wait for one another")):
+        pass
+    with pytest.raises(RegistryError, match=r"^A build is running: .* can be deleted when it has ended\. None was\.$"):
+        cache.collect(lambda: pytest.fail("too early to ask"), unused_s=0)
+    assert [one.key for one in cache.collect(set, unused_s=0, dry_run=True)] == [KEY]
+    assert cache.facts("tune", KEY)
+    child.kill()  # the system frees what it held
+    child.join()
+    assert [one.key for one in cache.collect(set, unused_s=0)] == [KEY]
+
+
+def test_a_build_waits_until_deleting_is_over(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    store(cache, "weights")
+    ended: list[str] = []
+    waiting = threading.Event()
+
+    def build() -> None:
+        with cache.in_use(waiting.set):
+            ended.append("build")
+
+    builder = threading.Thread(target=build)
+
+    def needed() -> set[str]:
+        builder.start()
+        assert waiting.wait(60)
+        ended.append("gc")
+        return set()
+
+    cache.collect(needed, unused_s=0)
+    builder.join()
+    assert ended == ["gc", "build"]

@@ -66,6 +66,7 @@ def packed(request: pytest.FixtureRequest, folder: Path, tmp_path: Path, monkeyp
     for split, start in (("train", "train"), ("val", "val")):
         source = FolderOfImages(folder / split)
         if request.param == "parquet":
+            pytest.importorskip("datasets", reason="needs datasets: pip install 'klas-zoo[datasets]'")
             monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache", raising=False)
             write_parquet(tmp_path, source, start)
         else:

@@ -30,7 +30,7 @@ def torchrun(out: Path, what: str, *, restarts: int = 0) -> Any:
         *("--max-restarts", str(restarts), "--monitor-interval", "0.1", str(JOB), str(out), what),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1_200, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(out)
 

@@ -13,6 +13,7 @@ import resource
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -43,6 +44,8 @@ from klas_zoo.selection.measurements import Measurements
 from klas_zoo.selection.pairs import stitchable_pairs
 from klas_zoo.selection.selectors import find_selector
 from klas_zoo.versions import versions
+
+_WAITING = "Results that nobody needs are being deleted (klas-zoo registry gc); waiting for that."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,16 +131,17 @@ def build(
             finished_at=_now(), manifest=manifest(ground, key, runner.records),
         )  # fmt: skip
 
-    line = _line_up(ground, runner, registry, record)
-    if not (line.timed and line.registered):
-        return None
-    build_id = line.registered.value
-    return BuildResult(
-        family=family, data=data, settings=ground.settings, measurements=line.measurements,
-        selection=line.selection.value, unexplained=line.stitched.value.unexplained,
-        results=tuple(line.timed.value), costs=costs, record=registry.build(build_id), build_id=build_id,
-        stages=tuple(runner.records), peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    )  # fmt: skip
+    with cache.in_use(lambda: listener.say(_WAITING)) if team.leads else nullcontext():
+        line = _line_up(ground, runner, registry, record)
+        if not (line.timed and line.registered):
+            return None
+        build_id = line.registered.value
+        return BuildResult(
+            family=family, data=data, settings=ground.settings, measurements=line.measurements,
+            selection=line.selection.value, unexplained=line.stitched.value.unexplained,
+            results=tuple(line.timed.value), costs=costs, record=registry.build(build_id), build_id=build_id,
+            stages=tuple(runner.records), peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )  # fmt: skip
 
 
 def plan(

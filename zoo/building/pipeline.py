@@ -169,6 +169,8 @@ class Runner:
             facts = self.team.tell(self._facts(stage, key) if self.team.leads else None)
             if facts is None:
                 return self._run(stage, key)
+        if self.team.leads:
+            self.cache.used(stage.name, key)
         self.listener.kept(stage.name, facts["seconds"])
         self._note(stage, key, "kept", facts)
         return Outcome(key, lambda: stage.load(folder), folder)

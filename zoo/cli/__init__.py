@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from typing import Any
 
 import click
@@ -38,17 +37,21 @@ class _Commands(click.Group):
         try:
             return super().invoke(context)
         except KlasZooError as error:
-            if int(os.environ.get("RANK", "0")) > 0:
-                # what the first process of a team met too, that one tells; then torchrun ends this one
-                time.sleep(10)
-            click.echo(str(error) if isinstance(error, Interrupted) else f"Error: {error}", err=True)
-            context.exit(error.exit_code)
+            sentence = str(error) if isinstance(error, Interrupted) else f"Error: {error}"
+            code = error.exit_code
         except OSError as error:
             if error.errno not in _DISK_ERRORS:
                 raise
             where = f" {error.filename}" if error.filename else ""
-            click.echo(f"Error: Cannot write{where}: {os.strerror(error.errno)}. Nothing was registered.", err=True)
-            context.exit(1)
+            sentence = f"Error: Cannot write{where}: {os.strerror(error.errno)}. Nothing was registered."
+            code = 1
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            from klas_zoo.processes.telling import tell_once
+
+            tell_once(lambda: click.echo(sentence, err=True))
+        else:
+            click.echo(sentence, err=True)
+        raise click.exceptions.Exit(code)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

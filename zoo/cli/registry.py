@@ -76,20 +76,27 @@ def check(sizes_only: bool, registry: Path | None, as_json: bool) -> None:
 
 @registry.command()
 @click.option("--old-builds", is_flag=True, help="First remove the builds that are neither current nor tagged.")
+@click.option("--cache-unused", "unused_days", type=click.FloatRange(min=0), metavar="DAYS", help="Also delete results of stages that no registered build was made from and that nobody used for so many days; refused while a build runs.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @registry_option
 @json_option
-def gc(old_builds: bool, dry_run: bool, registry: Path | None, as_json: bool) -> None:
+def gc(old_builds: bool, unused_days: float | None, dry_run: bool, registry: Path | None, as_json: bool) -> None:
     """Delete files that nobody refers to."""
+    from klas_zoo.building.cache import Cache
     from klas_zoo.registry import Registry, upkeep
     from klas_zoo.units import format_size
 
-    removed, files = upkeep.collect(Registry.open(registry, create=False), old_builds=old_builds, dry_run=dry_run)
-    size_bytes = sum(one.size_bytes for one in files)
+    place = Registry.open(registry, create=False)
+    removed, files = upkeep.collect(place, old_builds=old_builds, dry_run=dry_run)
+    gone = {one.number for one in removed}
+    unused = [] if unused_days is None else Cache(place.root / "cache").collect(
+        lambda: upkeep.results_of_builds(place, but_not=gone), unused_s=unused_days * 86_400, dry_run=dry_run
+    )  # fmt: skip
+    size_bytes = sum(one.size_bytes for one in (*files, *unused))
     if as_json:
         _print_json(
             {"builds": [one.number for one in removed], "files": [str(one.path) for one in files],
-             "size_bytes": size_bytes, "dry_run": dry_run}
+             "results": [f"{one.stage}/{one.key}" for one in unused], "size_bytes": size_bytes, "dry_run": dry_run}
         )  # fmt: skip
         return
     would = "would be " if dry_run else ""
@@ -97,7 +104,10 @@ def gc(old_builds: bool, dry_run: bool, registry: Path | None, as_json: bool) ->
         click.echo(f"build {build.number} of {build.family} for {build.device} {would}removed")
     for one in files:
         click.echo(f"{one.path} {would}deleted")
-    click.echo(f"{len(files)} files, {format_size(size_bytes)}, {would}deleted.")
+    for result in unused:
+        click.echo(f"{result.stage} {result.key} of cache {would}deleted")
+    counted = f"{len(files)} files" + ("" if unused_days is None else f" and {len(unused)} results of stages")
+    click.echo(f"{counted}, {format_size(size_bytes)}, {would}deleted.")
 
 
 @registry.command()

@@ -11,6 +11,7 @@ import numpy as np
 
 from klas_zoo.errors import DataError
 
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _TRAIN = tuple(f"data_batch_{index}" for index in range(1, 6))
 _TEST = ("test_batch",)
 # what arrays need under numpy 1 and 2, and in the original files of Python 2; nothing else

@@ -108,7 +108,7 @@ def load_data(
     channels = data_config["input_size"][0]
     if channels != 3:
         raise DataError(f"Images are read as RGB, 3 channels; the anchors take {channels}.")
-    train, test, description = open_images(folder, sample)
+    train, test, description = open_images(folder, sample, num_classes)
     if len(set(train.labels)) < 2:
         raise DataError(f"{description}: training images of one class only; there is nothing to tell apart.")
     most = max(max(train.labels), max(test.labels)) + 1

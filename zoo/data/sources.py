@@ -13,6 +13,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from klas_zoo.data import cifar10
+from klas_zoo.data.classes import numbers_of
 from klas_zoo.data.parquet import hub_name, open_hub, open_parquet
 from klas_zoo.data.shards import open_shards, split_files
 from klas_zoo.errors import DataError
@@ -30,11 +31,16 @@ class LabelledImages(Protocol):
         ...
 
 
-def open_images(folder: Path | None, sample: Path | None) -> tuple[LabelledImages, LabelledImages, str]:
+def open_images(
+    folder: Path | None, sample: Path | None, num_classes: int | None = None
+) -> tuple[LabelledImages, LabelledImages, str]:
     """Training images, test images, and what they are in a few words.
 
+    Args:
+        num_classes: of the family; None takes the classes of a folder as they come.
+
     Raises:
-        DataError: nothing there that can be used.
+        DataError: nothing there that can be used, or a folder's classes are not the family's.
     """
     if folder is None:
         if sample is None:
@@ -46,6 +52,7 @@ def open_images(folder: Path | None, sample: Path | None) -> tuple[LabelledImage
         raise DataError(f"--data {folder} is not a folder.")
     for place in (folder, folder / "cifar-10-batches-py"):
         if (place / "data_batch_1").is_file():
+            numbers_of(cifar10.CLASSES, num_classes or len(cifar10.CLASSES), "CIFAR-10")
             parts = [ImageArray(*cifar10.read(place, train=train)) for train in (True, False)]
             return parts[0], parts[1], "CIFAR-10"
     for held in ("val", "test"):
@@ -54,7 +61,12 @@ def open_images(folder: Path | None, sample: Path | None) -> tuple[LabelledImage
             if train.classes != test.classes:
                 odd = sorted(set(train.classes) ^ set(test.classes))[0]
                 raise DataError(f"{folder}: train and {held} have other classes; one has '{odd}', one has not.")
-            return train, test, f"images in {folder.resolve().name}"
+            description = f"images in {folder.resolve().name}"
+            if num_classes is not None:
+                numbers = numbers_of(train.classes, num_classes, description)
+                train.renumber(numbers)
+                test.renumber(numbers)
+            return train, test, description
         if shards := split_files(folder, held, ".tar"):
             return open_shards(*shards, folder.resolve().name)
         if files := split_files(folder, held, ".parquet"):
@@ -76,6 +88,10 @@ class FolderOfImages:
         self.classes = found.classes
         self.labels = found.targets
         self._paths = [Path(path) for path, _ in found.samples]
+
+    def renumber(self, numbers: Sequence[int]) -> None:
+        """Gives every class another number."""
+        self.labels = [numbers[label] for label in self.labels]
 
     def image(self, index: int) -> Image.Image:
         with Image.open(self._paths[index]) as opened:

@@ -17,7 +17,6 @@ OWN = "klas-zoo"
 EXTRAS = {
     "datasets": "images from data sets of the datasets library",
     "dev": "the checks and tests of klas-zoo itself",
-    "energy": "joules of an inference on an NVIDIA GPU",
     "gs": "registries in Google Cloud Storage",
     "hf": "registries on Hugging Face",
     "kserve": "a family as a model of KServe's server",

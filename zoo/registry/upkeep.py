@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sqlite3
@@ -126,6 +127,19 @@ def referred(registry: Registry, connection: sqlite3.Connection, but_not: Collec
     builds = connection.execute("SELECT id, family, device FROM builds WHERE removed_at IS NULL")
     left = [row for row in builds if row["id"] not in but_not]
     return paths | {supernet_path(registry.root, row["family"], row["device"]) for row in left}
+
+
+def results_of_builds(registry: Registry, but_not: Collection[int] = ()) -> set[str]:
+    """The keys of the stages' results that builds were made from, as their manifests tell; not of removed ones.
+
+    Raises:
+        RegistryError: the registry cannot be read.
+    """
+    with registry.reading() as connection:
+        rows = connection.execute("SELECT id, manifest FROM builds WHERE removed_at IS NULL")
+        manifests = [json.loads(row["manifest"]) for row in rows if row["id"] not in but_not]
+    keys = {stage["key"] for manifest in manifests for stage in manifest.get("stages", ())}
+    return keys | {manifest["key"] for manifest in manifests if "key" in manifest}
 
 
 def unreferenced(registry: Registry, kept: set[Path]) -> list[Garbage]:
