@@ -16,7 +16,8 @@ from onnx import TensorProto
 
 from klas_zoo.cli import main
 from klas_zoo.costs import profiling
-from klas_zoo.costs.profiling import ProfileSettings, all_stitches, check_settings, profile_family
+from klas_zoo.costs.profiling import all_stitches, profile_family
+from klas_zoo.costs.runtimes import ProfileSettings, check_settings
 from klas_zoo.errors import UsageError
 from klas_zoo.families.anchors import Family
 from klas_zoo.families.specs import FamilySpec
@@ -109,7 +110,7 @@ def test_int8_is_measured_on_quantised_networks_and_interpolated(
 def test_a_batch_that_does_not_fit_is_recorded_and_the_next_one_measured(
     tiny_family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiling, "_free_memory_bytes", lambda: 10**6)
+    monkeypatch.setattr(profiling, "free_memory_bytes", lambda: 10**6)
     listener = Silent()
     large, small = measure(tiny_family, listener, runtime="torch", batches=(512, 1))
     assert large.failure.startswith("a batch of 512 needs") and large.networks == () and large.model is None

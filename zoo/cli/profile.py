@@ -101,7 +101,8 @@ def _measured(spec: Any, options: dict[str, Any]) -> list[Profile]:
     device = resolve_device(options["device"])
     from rich.console import Console
 
-    from klas_zoo.costs.profiling import ProfileSettings, check_settings, profile_family
+    from klas_zoo.costs.profiling import profile_family
+    from klas_zoo.costs.runtimes import ProfileSettings, check_settings
     from klas_zoo.families.anchors import load_family
     from klas_zoo.profiles.timing import Method
     from klas_zoo.progress.console import ConsoleListener

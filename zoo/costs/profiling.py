@@ -9,97 +9,38 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from klas_zoo.chains import Chain, can_stitch
-from klas_zoo.errors import UsageError
+from klas_zoo.costs.runtimes import ProfileSettings, check_settings, free_memory_bytes, runner_of, runtime_facts
 from klas_zoo.exporters.precision import converter
 from klas_zoo.exporters.to_onnx import RouteExporter
-from klas_zoo.exporters.to_tensorrt import PlanSettings, build_plan
 from klas_zoo.families.anchors import Family
 from klas_zoo.profiles import runners
 from klas_zoo.profiles.catalog import BYTES_OF
 from klas_zoo.profiles.devices import Device, detected_name, physical_cores
-from klas_zoo.profiles.interpolation import MOST_STITCHES, choose_stitches, errors_percent, fit, summarise
+from klas_zoo.profiles.interpolation import choose_stitches, errors_percent, fit, summarise
 from klas_zoo.profiles.profile import LatencyModel, MeasuredNetwork, Profile
 from klas_zoo.profiles.runners import OutOfMemory
 from klas_zoo.profiles.shapes import Counted, count, route_cost_of, shapes_of
 from klas_zoo.profiles.telemetry import Telemetry
-from klas_zoo.profiles.timing import Method, Runner, Times, doubts, statistics_of, time_in_turn
+from klas_zoo.profiles.timing import Times, doubts, statistics_of, time_in_turn
 from klas_zoo.progress.listeners import Listener
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
 from klas_zoo.versions import versions
 
-PRECISIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("onnxruntime", "cpu"): ("fp32", "int8"),
-    ("onnxruntime", "cuda"): ("fp32", "fp16", "bf16"),
-    ("torch", "cpu"): ("fp32", "fp16", "bf16"),
-    ("torch", "cuda"): ("fp32", "fp16", "bf16"),
-    ("tensorrt", "cuda"): ("fp32", "fp16", "bf16"),
-}
-"""What each runtime computes in, by its name and where it runs."""
-RUNTIMES = ("onnxruntime", "torch", "tensorrt")
 _CALIBRATION_IMAGES = 4
 # between its products, an engine in int8 holds fp32
 _BYTES_HELD: Mapping[str, int] = {**BYTES_OF, "int8": BYTES_OF["fp32"]}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProfileSettings:
-    """What is measured, and how.
-
-    Attributes:
-        batches: one record each.
-        threads: of a CPU runtime; None: one for each physical core.
-        stitches: how many are measured for the model, besides the anchors.
-        checks: how many more are measured only to see how far the model is off.
-        compiled, graph: torch.compile, and CUDA graphs.
-        name: of the device in the record, where it is not to be the device's own.
-        seed: of which stitches are checked.
-    """
-
-    runtime: str = "onnxruntime"
-    precision: str = "fp32"
-    batches: tuple[int, ...] = (1,)
-    threads: int | None = None
-    stitches: int = MOST_STITCHES
-    checks: int = 0
-    compiled: bool = False
-    graph: bool = False
-    name: str | None = None
-    method: Method = field(default_factory=Method)
-    seed: int = 0
-
-
-def check_settings(settings: ProfileSettings, torch_device: str) -> None:
-    """Refuses what no runtime here can do, before anything is spent on it.
-
-    Raises:
-        UsageError: a precision the runtime lacks, or options that do not go together.
-    """
-    known = PRECISIONS.get((settings.runtime, torch_device), ())
-    if not known:
-        raise UsageError(f"{settings.runtime} does not run on {torch_device}: say --runtime onnxruntime or torch.")
-    if settings.precision not in known:
-        instead = " int8 is onnxruntime's, on a CPU." if settings.precision == "int8" else ""
-        raise UsageError(
-            f"{settings.runtime} is not measured in {settings.precision} on {torch_device}: it has "
-            f"{', '.join(known)}.{instead}"
-        )
-    if settings.compiled and settings.runtime != "torch":
-        raise UsageError(f"--compile is torch's, and the runtime is {settings.runtime}.")
-    if settings.graph and (torch_device != "cuda" or settings.runtime == "tensorrt"):
-        raise UsageError("--cuda-graph needs a CUDA device and the runtime torch or onnxruntime.")
 
 
 def profile_family(
@@ -205,7 +146,9 @@ class _Session:
     ) -> dict[Route, Times]:
         images = runners.images_of(batch, self.family.input_shape)
         with self._threads():
-            live = {route: self._runner(network, images) for route, network in networks.items()}
+            live = {
+                route: runner_of(network, images, self.settings, self.device) for route, network in networks.items()
+            }
             total = len(live) * self.settings.method.rounds
             with self.listener.stage(f"batch {batch}", total, "bursts") as advance:
 
@@ -216,25 +159,13 @@ class _Session:
 
                 return time_in_turn(live, self.settings.method, on_burst=after)
 
-    def _runner(self, network: Path | nn.Module, images: np.ndarray) -> Runner:
-        settings, on_gpu = self.settings, self.device.torch_device == "cuda"
-        if isinstance(network, nn.Module):
-            make: Callable[..., Runner] = runners.torch_cuda_runner if on_gpu else runners.TorchCpuRunner
-            options = {"graph": settings.graph} if on_gpu else {}
-            return make(network, images, settings.precision, compiled=settings.compiled, **options)
-        if settings.runtime == "tensorrt":
-            return _tensorrt_runner(network, images, settings.precision)
-        if on_gpu:
-            return runners.onnx_cuda_runner(network, images, graph=settings.graph)
-        return runners.OnnxCpuRunner(network, images, settings.threads or physical_cores())
-
     def _refuse_more_than_memory(self, batch: int) -> None:
         """On a CPU the system would not refuse, but kill."""
         if self.device.torch_device != "cpu":
             return
         each, traffic = _BYTES_HELD[self.settings.precision], self.counted.traffic.values()
         peak = max(part.peak_activation_bytes(batch, each) for one in traffic for part in one.parts)
-        free = _free_memory_bytes()
+        free = free_memory_bytes()
         if free is not None and peak > free:
             raise OutOfMemory(
                 f"a batch of {batch} needs {peak / 1e9:.1f} GB for its activations, and {free / 1e9:.1f} GB are free"
@@ -257,7 +188,7 @@ class _Session:
 
     def _record(self, batch: int, **found: object) -> Profile:
         settings, gpu = self.settings, self.device.torch_device == "cuda"
-        version, provider = _runtime(settings.runtime, self.device)
+        version, provider = runtime_facts(settings.runtime, self.device)
         options: dict[str, object] = {"compiled": settings.compiled, "cuda_graph": settings.graph}
         if settings.precision == "int8":
             options["calibrated_on"] = f"{_CALIBRATION_IMAGES} made-up images"
@@ -291,35 +222,3 @@ class _Session:
             yield
         finally:
             torch.set_num_threads(before)
-
-
-def _tensorrt_runner(graph: Path, images: np.ndarray, precision: str) -> Runner:
-    from klas_zoo.exporters.trt_session import PlanSession
-
-    engine = graph.with_suffix(".plan")
-    if not engine.is_file():
-        build_plan(graph, engine, PlanSettings(runtime="tensorrt", precision=precision))
-    session, held = PlanSession(engine), torch.from_numpy(images).to("cuda")
-    return runners.CudaRunner(lambda: session.run(held), torch.cuda.Stream(), "tensorrt")
-
-
-def _runtime(runtime: str, device: Device) -> tuple[str, str]:
-    """Its version, and which provider of it computes."""
-    if runtime == "torch":
-        return torch.__version__, device.torch_device
-    if runtime == "tensorrt":
-        from klas_zoo.exporters.trt_library import find_library
-
-        return find_library("tensorrt").version, "tensorrt"
-    import onnxruntime
-
-    return onnxruntime.__version__, device.provider
-
-
-def _free_memory_bytes() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return None
-    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0][1]) * 1024 if found else None
