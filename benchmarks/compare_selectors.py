@@ -62,7 +62,9 @@ SELECTORS = (
     "klas-mse", "klas-calibrated", "output-kl",
 )  # fmt: skip
 BOTH, FEW = " both", " few"  # end the names of variants
-OTHERS = ("klas both", "kl-only both", "snnet both", "klas few", "kl-only few", "warm-up", "all", "self")
+OTHERS = (
+    "klas both", "kl-only both", "snnet both", "klas few", "kl-only few", "klas both few", "warm-up", "all", "self",
+)  # fmt: skip
 HERE = Path(__file__).parent / "results" / "selectors"
 
 
