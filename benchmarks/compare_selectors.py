@@ -9,7 +9,8 @@ selectors of klas-zoo there are `warm-up` (all candidates are tuned together for
 bucket on held-out images go on), and controls: `all` (every candidate in one supernet), `self` (a network
 stitched with itself, blocks left out) and cascades of two anchors at the same mean cost. Selectors stitch
 up, from the cheaper anchor to the dearer one, as published; those called `<selector> both` choose among
-stitches down as well (`--direction both`).
+stitches down as well (`--direction both`), and `<selector> few` keep the best of 4 buckets a pair, no more than SN-Net
+has where networks have stages.
 
 Written: results/selectors/<family>/*.csv, a line of `#` before the header says on what machine. Seeds and
 selectors that stand there already are not run again, so an interrupted benchmark goes on where it
@@ -60,8 +61,10 @@ SELECTORS = (
     "snnet", "klas", "kl-only", "cka", "mse", "ce", "direct", "random",
     "klas-mse", "klas-calibrated", "output-kl",
 )  # fmt: skip
-BOTH = " both"  # ends the name of a selector that goes up and down
-OTHERS = ("klas both", "kl-only both", "snnet both", "warm-up", "all", "self")
+BOTH, FEW = " both", " few"  # end the names of variants
+OTHERS = (
+    "klas both", "kl-only both", "snnet both", "klas few", "kl-only few", "klas both few", "warm-up", "all", "self",
+)  # fmt: skip
 HERE = Path(__file__).parent / "results" / "selectors"
 
 
@@ -80,8 +83,9 @@ class Job:
         return [Route.anchor(name, chain.depth) for name, chain in self.family.chains.items()]
 
     def settings(self, selector: str) -> SelectionSettings:
-        name = selector.removesuffix(BOTH)
-        return SelectionSettings(selector=name, direction="up" if name == selector else "both", seed=self.seed)
+        few = {"buckets": 4, "most": 1} if selector.endswith(FEW) else {}
+        name = selector.removesuffix(FEW).removesuffix(BOTH)
+        return SelectionSettings(selector=name, direction="both" if BOTH in selector else "up", seed=self.seed, **few)
 
     @property
     def images(self) -> Images:

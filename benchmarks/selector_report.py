@@ -177,7 +177,7 @@ class Family:
 
         NaN for selectors that go both ways: that supernet holds the stitches up alone.
         """
-        if selector.endswith(" both"):
+        if " both" in selector:
             return []
         return self.each(
             selector, lambda seed: self.share_of_best_of({row["route"] for row in self.runs[selector, seed]}, seed)
