@@ -83,7 +83,8 @@ def parsed(name: str, depths: dict[str, int]) -> Route:
 
 def interpolation(arguments: argparse.Namespace) -> dict[str, Any]:
     (family, counted), fitted, unseen = networks(arguments)
-    unseen = unseen[:: -(-len(unseen) // arguments.most_unseen)]
+    most = min(arguments.most_unseen, len(unseen))
+    unseen = [unseen[number * len(unseen) // most] for number in range(most)]
     images = images_of(arguments.batch, family.input_shape)
     folder = arguments.folder / arguments.family
     live = {route: OnnxCpuRunner(folder / f"{route}.onnx", images, arguments.threads) for route in [*fitted, *unseen]}
