@@ -7,6 +7,7 @@ it and torch answers the images; engines are opened one at a time afterwards.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -118,6 +119,7 @@ def export_family(
     """
     with staging(out) as folder:
         answers = _write(source, folder, precision, images, listener)
+        gc.collect()  # what torch's exporter leaves behind holds the networks in circles of references
         limits = limits_for(precision, source.facts.weights)
 
         open_engine = partial(open_artifact, provider=provider, threads=threads)
