@@ -92,7 +92,7 @@ def gc(old_builds: bool, unused_days: float | None, dry_run: bool, registry: Pat
     unused = [] if unused_days is None else Cache(place.root / "cache").collect(
         lambda: upkeep.results_of_builds(place, but_not=gone), unused_s=unused_days * 86_400, dry_run=dry_run
     )  # fmt: skip
-    size_bytes = sum(one.size_bytes for one in (*files, *unused))
+    size_bytes = sum(one.size_bytes for one in files) + sum(one.size_bytes for one in unused)
     if as_json:
         _print_json(
             {"builds": [one.number for one in removed], "files": [str(one.path) for one in files],
