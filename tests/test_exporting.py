@@ -59,8 +59,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A family file, images, and a registry with a kept supernet; `family.toml`, `images` and `registry`."""
     place = tmp_path_factory.mktemp("place")
     (place / "family.toml").write_text(TINY_FAMILY)
-    write_images(place / "images" / "train", ("ant", "bee", "cat"), 16, seed=1)
-    write_images(place / "images" / "val", ("ant", "bee", "cat"), 4, seed=2)
+    write_images(place / "images" / "train", ("ant", "bee", "cat", "dog"), 16, seed=1)
+    write_images(place / "images" / "val", ("ant", "bee", "cat", "dog"), 4, seed=2)
     keep(place / "registry", load_family(read_family(place / "family.toml"), random_weights=True, seed=5))
     return place
 
@@ -121,7 +121,7 @@ def test_a_package_is_exported_and_verified_and_tells_where_it_comes_from(place:
     assert package.manifest.provenance["build"]["dataset"] == made_up.OF_A_BUILD["dataset"]
     assert package.manifest.family.data_config["mean"] == [0.5] * 3
     assert [one.top1 for one in package.routes] == [50.0, 51.0, 52.0]
-    assert [one.verification.images for one in package.routes if one.verification] == [12] * 3
+    assert [one.verification.images for one in package.routes if one.verification] == [16] * 3
     assert all(one.verification is not None and one.verification.top1 is not None for one in package.routes)
     code, out, error = run("verify", tmp_path / "package", "--threads", 1)
     assert code == 0, error

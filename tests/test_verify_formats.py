@@ -47,7 +47,7 @@ def test_a_whole_package_is_run_against_its_stored_answers(form: str, written: d
     assert [(one["route"], one["status"]) for one in found] == [
         (str(route), "verified") for route in (HALF, STITCH, FLOAT)
     ]
-    assert all(one["verification"]["images"] == 12 for one in found)
+    assert all(one["verification"]["images"] == 16 for one in found)
 
 
 def test_narrow_torch_weights_are_measured_by_their_own_limits(place: Path, tmp_path: Path) -> None:
