@@ -289,7 +289,7 @@ def main() -> None:
     for folder in folders:
         family = Family(folder)
         pages.append(markdown(family))
-        draw(family, folder / "frontiers.png", ("klas", "snnet", "cka", "mse", "direct", "random", "self"))
+        draw(family, folder / "frontiers.png", ("klas", "klas both", "snnet", "snnet both", "direct", "random", "self"))
     intro = ["# Selectors compared", "", "Made by `selector_report.py`: mean ± standard deviation over seeds.", ""]
     text = "\n".join([*intro, *pages])
     (HERE / "summary.md").write_text(text)
