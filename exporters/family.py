@@ -7,7 +7,6 @@ it and torch answers the images; engines are opened one at a time afterwards.
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -119,7 +118,6 @@ def export_family(
     """
     with staging(out) as folder:
         answers = _write(source, folder, precision, images, listener)
-        gc.collect()  # what torch's exporter leaves behind holds the networks in circles of references
         limits = limits_for(precision, source.facts.weights)
 
         open_engine = partial(open_artifact, provider=provider, threads=threads)
@@ -151,7 +149,7 @@ def file_of(route: PackagedRoute) -> str:
 
 
 def _write(source: Source, folder: Path, precision: str, images: Images, listener: Listener) -> Answers:
-    """Graphs and weights, and what torch answers; the supernet is gone when this returns."""
+    """Graphs and weights, and what torch answers."""
     supernet = source.load([one.route for one in source.routes]).eval()
     _write_graphs(source, supernet, folder, precision, images, listener)
     return ask_torch(supernet, source.routes, images.test, listener)

@@ -116,7 +116,7 @@ TORCH: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit(f, anchor(arguments={"embed_dim": "wide"})), "describes anchors that cannot be built"
     ),
     "a file as an argument": (
-        lambda f: edit(f, anchor(arguments={"checkpoint_path": "/tmp/evil.pth"})), "(deit_tiny_patch16_224) checkpoint"
+        lambda f: edit(f, anchor(arguments={"checkpoint_path": "evil.pth"})), "(deit_tiny_patch16_224) checkpoint"
     ),
     "weights from a hub": (
         lambda f: edit(f, anchor(arguments={"pretrained": True})), "(deit_tiny_patch16_224) pretrained, which no"

@@ -23,12 +23,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from klas_zoo.errors import RegistryError
 from klas_zoo.files import make_directory, sync_directory
 
 SCHEMA_VERSION = 1
+_IN_USE = "in-use.lock"
 _ENTRY = re.compile(r"\.?([0-9a-f]{32})(\..+)?")  # whatever lies here for a key: result, checkpoint, lock, leftovers
 Json = Mapping[str, Any]
 
@@ -111,33 +112,15 @@ class Cache:
         """
         folder = self.folder(stage, key)
         make_directory(folder.parent)
-        # the file stays: a lock on a file that another process has just unlinked would guard nothing
-        with (folder.parent / f"{key}.lock").open("ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                # a forked worker that lives on has the lock too: closing alone would not free it
-                fcntl.flock(lock, fcntl.LOCK_UN)
+        with _locked(folder.parent / f"{key}.lock", fcntl.LOCK_EX, on_wait):
+            yield
 
     @contextmanager
     def in_use(self, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Keeps `collect` away while a build runs; builds do not keep one another away."""
         make_directory(self.root)
-        with (self.root / "in-use.lock").open("ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(lock, fcntl.LOCK_SH)
-            try:
-                yield
-            finally:
-                fcntl.flock(lock, fcntl.LOCK_UN)  # see `working`
+        with _locked(self.root / _IN_USE, fcntl.LOCK_SH, on_wait):
+            yield
 
     def collect(
         self, needed: Callable[[], Collection[str]], *, unused_s: float, dry_run: bool = False
@@ -155,13 +138,13 @@ class Cache:
             return []
         if dry_run:
             return self._unused(needed(), unused_s)
-        with (self.root / "in-use.lock").open("ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RegistryError(
-                    f"A build is running: results in {self.root} can be deleted when it has ended. None was."
-                ) from None
+
+        def refuse() -> NoReturn:
+            raise RegistryError(
+                f"A build is running: results in {self.root} can be deleted when it has ended. None was."
+            )
+
+        with _locked(self.root / _IN_USE, fcntl.LOCK_EX, refuse):
             found = self._unused(needed(), unused_s)
             for one in found:
                 for path in self._entries(one.stage)[one.key]:
@@ -185,6 +168,25 @@ class Cache:
             if (match := _ENTRY.fullmatch(path.name)) and not path.is_symlink():
                 entries.setdefault(match[1], []).append(path)
         return entries
+
+
+@contextmanager
+def _locked(file: Path, kind: int, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Holds a lock of fcntl's `kind`; calls `on_wait` once, before it waits for others.
+
+    The file stays: a lock on a file that another process has just unlinked would guard nothing.
+    """
+    with file.open("ab") as lock:
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(lock, kind)
+        try:
+            yield
+        finally:
+            # a forked worker that lives on has the lock too: closing alone would not free it
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def _size_bytes(path: Path) -> int:
