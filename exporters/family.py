@@ -1,8 +1,8 @@
 """A family as one package of ONNX graphs that share their weights: written, verified, then named.
 
 Everything happens in a folder beside the target, which is renamed when all of it was checked, so
-that a package is complete or not there. The supernet is in memory only while graphs are cut out of
-it and torch answers the images; engines are opened one at a time afterwards.
+that a package is complete or not there. Graphs are cut out of the supernet and torch answers the
+images; engines are opened afterwards, one at a time.
 """
 
 from __future__ import annotations
