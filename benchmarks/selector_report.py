@@ -175,7 +175,7 @@ class Family:
     def share_of_best(self, selector: str) -> list[float]:
         """Buckets whose best candidate after tuning (in the supernet of all) the selector chose, per cent.
 
-        NaN for selectors that go both ways: that supernet holds the stitches up alone.
+        No value for selectors that go both ways: that supernet holds the stitches up alone.
         """
         if " both" in selector:
             return []
