@@ -73,6 +73,15 @@ def test_routes_are_shown_for_people(tmp_path: Path) -> None:
     assert "Routes of the selector snnet" in out and "window" in out
 
 
+def test_a_pair_in_the_wrong_order_is_refused_before_probes_learn(tmp_path: Path) -> None:
+    code, out, error = run(
+        "routes", "--family", "deit-micro", "--selector", "klas", "--pair", "base:tiny", "--registry", tmp_path
+    )
+    assert (code, out) == (1, "")
+    # and nothing of what stages say while they work
+    assert error == "Error: Stitches run from the cheaper anchor to the dearer one: ask for tiny:base.\n"
+
+
 def test_every_selector_is_named_where_one_is_asked_for() -> None:
     from klas_zoo.selection.selectors import SELECTORS
 

@@ -24,6 +24,7 @@ from klas_zoo.selection.candidates import Candidate, SelectionSettings
 from klas_zoo.selection.latency_cost import latency_cost
 from klas_zoo.selection.measurements import Measurements, Need
 from klas_zoo.selection.measuring import Stage, measure
+from klas_zoo.selection.pairs import stitchable_pairs
 from klas_zoo.selection.probes import ProbeSettings
 from klas_zoo.selection.selectors import find_selector
 from klas_zoo.selection.streams import images_of
@@ -123,16 +124,17 @@ def _measured(
             f"--family {spec.name} --selector {settings.selector} first, or say --data and --weights."
         )
     family = load_family(spec, weights_folder=weights)
+    cost_of, probing = route_costs(family), ProbeSettings()
+    macs: Callable[[Route], float] = lambda route: cost_of(route).macs  # noqa: E731  see _chosen
+    stitchable_pairs(family.chains, macs, settings)  # refused before images are read and probes learn
     images = load_data(
         data, sample=spec.sample, num_classes=family.num_classes, data_config=family.data_config, seed=settings.seed
     )
-    cost_of, probing = route_costs(family), ProbeSettings()
     streams = images_of(
         images, probing=probing, batch=100, init_images=PRESETS[spec.preset].init_images, seed=settings.seed
     )
     found = measure(
-        family.chains, needs, streams, lambda route: cost_of(route).macs, settings, probing=probing, stage=stage,
-        warn=say,
+        family.chains, needs, streams, macs, settings, probing=probing, stage=stage, warn=say,
     )  # fmt: skip
     return family, found
 
