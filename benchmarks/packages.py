@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import RESULTS, write_record
+from record import write_part
 
 from klas_zoo.exporters.package import Package
 
@@ -47,10 +47,7 @@ def main() -> None:
         print(json.dumps(INNER[arguments.part](arguments)))
         return
     found = PARTS[arguments.part](arguments)
-    path = RESULTS / "packages.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
-    kept = {part: before[part] for part in PARTS if part in before}
-    write_record("packages", {**kept, arguments.part: found})
+    write_part("packages", arguments.part, found)
     print(json.dumps(found, indent=1))
 
 

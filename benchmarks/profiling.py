@@ -18,7 +18,6 @@ should run meanwhile. Weights are drawn at random, which times do not depend on.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import re
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import RESULTS, write_record
+from record import write_part
 
 from klas_zoo.costs.profiling import all_stitches
 from klas_zoo.exporters.to_onnx import RouteExporter
@@ -212,10 +211,8 @@ def main() -> None:
         export(arguments)
         return
     part = {"interpolation": interpolation, "agreement": agreement, "profile": profile}[arguments.command](arguments)
-    file = RESULTS / "profiling.json"
-    parts = json.loads(file.read_text())["parts"] if file.is_file() else {}
-    path = write_record("profiling", {"parts": parts | part})
-    print(f"written: {path}")
+    for name, numbers in part.items():
+        print(f"written: {write_part('profiling', name, numbers)}")
 
 
 if __name__ == "__main__":

@@ -15,17 +15,42 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write_record(name: str, numbers: dict[str, Any]) -> Path:
-    """Writes results/<name>.json with the hardware, versions, command and date; gives its path."""
-    RESULTS.mkdir(exist_ok=True)
+    """Writes results/<name>.json with what it was measured on; gives its path."""
+    return _write(name, {**numbers, **_measured()})
+
+
+def write_part(name: str, part: str, numbers: Any) -> Path:
+    """Writes one part of results/<name>.json with what it was measured on; the other parts keep theirs."""
+    parts = read_parts(name) | {part: numbers}
+    measured = _read(name).get("measured", {}) | {part: _measured()}
+    return _write(name, {**_read(name), "parts": parts, "measured": measured})
+
+
+def read_parts(name: str) -> dict[str, Any]:
+    """The parts of results/<name>.json that were measured."""
+    parts: dict[str, Any] = _read(name).get("parts", {})
+    return parts
+
+
+def _measured() -> dict[str, Any]:
     # folders of this machine mean nothing elsewhere: of an absolute path only its name stays
     arguments = [Path(one).name if Path(one).is_absolute() else one for one in sys.argv[1:]]
-    record = {
-        **numbers,
+    return {
         "command": ["python", Path(sys.argv[0]).name, *arguments],
         "date": datetime.date.today().isoformat(),
         "hardware": resolve_device("cpu").hardware,
         "versions": versions(),
     }
+
+
+def _read(name: str) -> dict[str, Any]:
+    file = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
+def _write(name: str, record: dict[str, Any]) -> Path:
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
     return path

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import random
 import statistics
 import subprocess
@@ -28,7 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from record import RESULTS, write_record
+from record import read_parts, write_part
 from torch import Tensor, nn
 
 from klas_zoo.chains import Chain
@@ -272,12 +271,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="the rest stays as it was")
     arguments = parser.parse_args()
-    file = RESULTS / "selection_costs.json"
-    before = json.loads(file.read_text()) if file.exists() else {}
-    found = {name: before[name] for name in PARTS if name in before}
     for name in arguments.parts:
-        found[name] = PARTS[name](arguments.repeats)
-    write_record("selection_costs", found)
+        write_part("selection_costs", name, PARTS[name](arguments.repeats))
+    found = read_parts("selection_costs")
     if "scoring" in found:
         print(f"scoring / forward passes: {found['scoring']['median_ratio']:.3f}")
     if memory := found.get("peak_memory_bytes"):

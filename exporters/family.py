@@ -30,6 +30,7 @@ from klas_zoo.exporters.to_onnx import RouteExporter
 from klas_zoo.exporters.verify import open_artifact
 from klas_zoo.exporters.weights import WeightsFile, check_written, drop_unnamed, write_graph
 from klas_zoo.files import make_directory, sha256_of, sync_directory
+from klas_zoo.memory import give_back, return_freed
 from klas_zoo.modes import evaluating
 from klas_zoo.profiles.devices import CPU_PROVIDER
 from klas_zoo.profiles.records import LatencyRecord
@@ -118,6 +119,7 @@ def export_family(
     """
     with staging(out) as folder:
         answers = _write(source, folder, precision, images, listener)
+        give_back()  # all weights, before onnxruntime maps those of an engine
         limits = limits_for(precision, source.facts.weights)
 
         open_engine = partial(open_artifact, provider=provider, threads=threads)
@@ -126,6 +128,7 @@ def export_family(
             artifact = Artifact(route=one.name, format="onnx", precision=precision, path=folder / file_of(one))
             check_written(artifact.path)
             verdicts.append(judge(artifact, open_engine, answers.compared(one.name), limits))
+            return_freed()
             listener("verify", one.name)
         routes = _kept(source.routes, verdicts)
         if len(routes) < len(verdicts):
@@ -149,10 +152,13 @@ def file_of(route: PackagedRoute) -> str:
 
 
 def _write(source: Source, folder: Path, precision: str, images: Images, listener: Listener) -> Answers:
-    """Graphs and weights, and what torch answers."""
+    """What torch answers; graphs and weights."""
     supernet = source.load([one.route for one in source.routes]).eval()
+    give_back()
+    answers = ask_torch(supernet, source.routes, images.test, listener)
+    return_freed()
     _write_graphs(source, supernet, folder, precision, images, listener)
-    return ask_torch(supernet, source.routes, images.test, listener)
+    return answers
 
 
 def _write_graphs(

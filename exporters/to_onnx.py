@@ -169,9 +169,14 @@ def _translate(module: nn.Module, input_shape: Shape, outputs: Sequence[str], wh
             )
     assert translated is not None
     model = translated.model
+    weights = list(model.graph.initializers.values())
     with stage("optimise", what):
         _transpose_weights(model)
         optimize(model)
+    first, model = model, model.clone()
+    # modules of torch and onnxscript remember parts of what they translated, and with them all weights
+    for value in (*weights, *first.graph.initializers.values()):
+        value.const_value = None
     # stack traces and module names of every node: ten times the graph itself
     passes.ClearMetadataAndDocStringPass()(model)
     return model

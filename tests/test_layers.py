@@ -9,9 +9,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"zoo": (), "exporters": ("exporters",), "profiles": ("profiles",)}
 STREAM = (
-    "errors", "versions", "files", "stored", "units", "frontier", "modes", "routes", "chains", "architectures",
-    "supernet", "families", "profiles", "exporters", "processes", "progress", "data", "initialisation", "selection",
-    "tuning", "costs", "registry", "building", "runtime", "serving", "sharing", "doctor", "cli", "__main__",
+    "errors", "versions", "files", "stored", "units", "frontier", "modes", "memory", "routes", "chains",
+    "architectures", "supernet", "families", "profiles", "exporters", "processes", "progress", "data",
+    "initialisation", "selection", "tuning", "costs", "registry", "building", "runtime", "serving", "sharing",
+    "doctor", "cli", "__main__",
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from klas_zoo.errors import ExportError
 from klas_zoo.exporters import to_onnx
 from klas_zoo.exporters.to_onnx import RouteExporter, export
 from klas_zoo.exporters.verify import verify
+from klas_zoo.memory import give_back
 from klas_zoo.profiles.devices import CPU_PROVIDER
 from klas_zoo.profiles.macs import count_parameters
 from klas_zoo.routes import Route
@@ -173,6 +175,16 @@ def test_the_same_weights_give_the_same_bytes(
     exporter.export(STITCH, tmp_path / "other.onnx", metadata={})
     exporter.export(TWO_SEAMS, tmp_path / "again.onnx", metadata={"b": "2", "a": "1"})
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "cut.onnx").read_bytes()
+
+
+def test_nobody_holds_the_weights_of_what_was_exported() -> None:
+    chain = small_chain("deit")
+    supernet = Supernet({"deit": chain}, [Route.anchor("deit", chain.depth)])
+    weights = [weakref.ref(weight) for weight in supernet.parameters()]
+    RouteExporter(supernet, chain.input_shape).model(supernet.routes[0])
+    del chain, supernet
+    give_back()
+    assert [weight() for weight in weights] == [None] * len(weights)
 
 
 def test_exporting_leaves_the_mode_of_every_part_alone(tmp_path: Path) -> None:
