@@ -5,10 +5,12 @@
     python benchmarks/packages.py runtime --work data/packages
     python benchmarks/packages.py speed --work data/packages
     python benchmarks/packages.py int8 --work data/packages --registry DIR --data data/cifar10
+    python benchmarks/packages.py optimizer --work data/packages --data data/cifar10 --python VENV/bin/python
 
 Each part writes into results/packages.json what it measured, and leaves the other parts' figures there.
 Runs are timed by the processor time of one thread, which other programs on the machine hardly change.
 DeiT's weights are drawn at random: sizes, times and memory are those of trained ones, accuracies mean nothing.
+`optimizer` comes after `int8`; its Python has `nvidia-modelopt[onnx]`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -31,6 +34,7 @@ from klas_zoo.exporters.package import Package
 
 MB = 1e6
 STITCHES = 20
+_PRODUCTS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Conv")
 THREADS = 1
 
 
@@ -40,14 +44,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where packages are written")
     parser.add_argument("--registry", type=Path, help="int8: the registry with a build of deit-micro")
     parser.add_argument("--routes", default="tiny,small,base", help="int8: of deit-micro")
-    parser.add_argument("--data", type=Path, help="int8: the folder of CIFAR-10")
+    parser.add_argument("--data", type=Path, help="int8, optimizer: the folder of CIFAR-10")
+    parser.add_argument("--python", type=Path, help="optimizer: of an environment with NVIDIA's model optimizer")
+    parser.add_argument("--name", help="in the result file, as for another processor. Default: the part's own")
     parser.add_argument("--packed", default="none", help="inner")
     arguments = parser.parse_args()
     if arguments.part in INNER:
         print(json.dumps(INNER[arguments.part](arguments)))
         return
     found = PARTS[arguments.part](arguments)
-    write_part("packages", arguments.part, found)
+    write_part("packages", arguments.name or arguments.part, found)
     print(json.dumps(found, indent=1))
 
 
@@ -196,6 +202,12 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
         expected = t0 + (one.macs - m0) / (m1 - m0) * (t1 - t0)
         found[one.name]["over_share_of_macs"] = found[one.name]["onnxruntime_ms"] / expected
     shares = [found[one.name]["over_share_of_macs"] for one in stitches]
+    for one in timed:
+        products = _products_ms(package.engine(one), images)
+        found[one.name] |= {
+            "products_ms": products,
+            "speedup_were_all_else_free": found[one.name]["torch_eager_ms"] / products,
+        }
     return {
         "routes": found,
         "smallest_speedup_of_a_stitch": min(found[one.name]["speedup"] for one in stitches),
@@ -242,10 +254,45 @@ def int8(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def optimizer(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The routes of `int8` quantised by NVIDIA's model optimizer instead, from the same calibration images."""
+    from klas_zoo.building.exporting import images_for, random_source
+    from klas_zoo.exporters.contract import Limits, differences
+    from klas_zoo.exporters.verify import answer_of
+    from klas_zoo.families.specs import find_family
+    from klas_zoo.profiles.devices import CPU_PROVIDER, open_session
+
+    full, ours = (Package.open(arguments.work / f"micro-{one}", content=False) for one in ("fp32", "int8"))
+    spec = find_family("deit-micro")
+    images, _ = images_for(spec, random_source(spec, 0), arguments.data, count=10_000, seed=0)
+    calibration = arguments.work / "calibration.npy"
+    np.save(calibration, np.concatenate([batch.numpy() for batch, _ in images.calibration()]))
+    found: dict[str, Any] = {}
+    for one in ours.routes:
+        graph = full.engine(full.route(one.name))
+        plain = answer_of(open_session(graph, CPU_PROVIDER, 1))
+        engines = {"ours": ours.engine(one)}
+        for method in ("entropy", "max"):
+            engines[method] = arguments.work / f"{one.name}.{method}.onnx"
+            command = [arguments.python, Path(__file__).with_name("modelopt_int8.py"), graph, calibration]
+            subprocess.run([*map(str, command), str(engines[method]), method], check=True, stdout=subprocess.DEVNULL)
+        found[one.name] = {}
+        for name, engine in engines.items():
+            answer = answer_of(open_session(engine, CPU_PROVIDER, 1))
+            compared = ((batch.numpy(), plain(batch.numpy()), labels.numpy()) for batch, labels in images.test())
+            seen = differences(one.name, answer, compared, Limits())
+            row = {"top1": seen.top1, "lost": seen.lost, "agreement": seen.top1_agreement, "cosine": seen.cosine}
+            for batch in (1, 32):
+                some = np.random.default_rng(0).standard_normal((batch, *spec.input_shape), dtype=np.float32)
+                pairs = [[_once(partial(run, some)) for run in (plain, answer)] for _ in range(60)][10:]
+                before, after = np.median(pairs, axis=0)
+                row[f"speedup_batch_{batch}"] = before / after
+            found[one.name][name] = row
+    return {"routes": found, "modelopt": _version_there(arguments.python, "nvidia-modelopt")}
+
+
 def empty(arguments: argparse.Namespace) -> dict[str, Any]:
     """In a process of its own: what exporting costs before there is anything to export."""
-    import tempfile
-
     from torch import nn
 
     import klas_zoo.building.exporting  # noqa: F401  what the command imports
@@ -257,7 +304,7 @@ def empty(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB}
 
 
-PARTS = {"export": export, "half": half, "runtime": runtime, "speed": speed, "int8": int8}
+PARTS = {"export": export, "half": half, "runtime": runtime, "speed": speed, "int8": int8, "optimizer": optimizer}
 INNER = {"hold": hold, "empty": empty}
 
 
@@ -313,6 +360,32 @@ def _inner(part: str, arguments: argparse.Namespace, *options: str) -> dict[str,
     )  # fmt: skip
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def _products_ms(engine: Path, images: np.ndarray, runs: int = 12) -> float:
+    """What onnxruntime's own profile says of products with weights together, each in its fastest run."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(str(engine), options, providers=["CPUExecutionProvider"])
+        for _ in range(runs):
+            session.run(None, {"images": images})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    fastest: dict[str, int] = {}
+    for event in events:
+        name, took = event["name"], event["dur"]
+        if name.endswith("kernel_time") and event["args"].get("op_name") in _PRODUCTS:
+            fastest[name] = min(took, fastest.get(name, took))
+    return sum(fastest.values()) / 1e3
+
+
+def _version_there(python: Path, distribution: str) -> str:
+    code = f"import importlib.metadata as m; print(m.version({distribution!r}))"
+    return subprocess.run([str(python), "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def _memory() -> dict[str, float]:
