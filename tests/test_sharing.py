@@ -1,4 +1,4 @@
-"""Pushing and pulling packages: folders, memory and a real S3 server; interruptions, damage, many at once."""
+"""Pushing and pulling packages: folders, memory and real object stores; interruptions, damage, many at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import packages
 import pytest
-import s3
+import stores
 from click.testing import CliRunner
 
 from klas_zoo.cli import main
@@ -61,26 +61,33 @@ def other(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[s3.S3]:
-    with s3.serve() as found:
-        yield found
+def s3() -> Iterator[None]:
+    with stores.serve("s3"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def gs() -> Iterator[None]:
+    with stores.serve("gs"):
+        yield
 
 
 _numbers = itertools.count()
 
 
-@pytest.fixture(params=["folder", "memory", "s3"])
+@pytest.fixture(params=["folder", "memory", *stores.STORES])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A place of each kind, with nothing there yet."""
-    if request.param == "s3":
-        request.getfixturevalue("server")
-    return {"folder": str(tmp_path / "shared"), "memory": "memory://", "s3": "s3://zoo/"}[request.param] + (
-        f"test{next(_numbers)}"
-    )
+    if request.param in stores.STORES:
+        request.getfixturevalue(request.param)
+        return f"{request.param}://{stores.BUCKET}/test{next(_numbers)}"
+    return f"memory://test{next(_numbers)}" if request.param == "memory" else str(tmp_path / "shared")
 
 
 quick = pytest.mark.parametrize("url", ["folder", "memory"], indirect=True)
-"""The S3 server takes its time: what does not depend on it goes without."""
+"""Servers take their time: what does not depend on them goes without."""
+lasting = pytest.mark.parametrize("url", ["folder", *stores.STORES], indirect=True)
+"""Several processes see these."""
 
 
 @pytest.fixture
@@ -502,45 +509,38 @@ def kill(what: str, source: Path | str, target: Path | str, after: int, half: bo
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A place that several processes see."""
-    if request.param == "s3":
-        request.getfixturevalue("server")
-        return f"s3://zoo/test{next(_numbers)}"
-    return str(tmp_path / "shared")
-
-
+@lasting
 @pytest.mark.parametrize(("after", "half"), [(1, False), (5, False), (3, True)])
 def test_a_push_that_is_killed_leaves_nothing_that_passes_for_whole_and_a_repeat_completes_it(
-    after: int, half: bool, place: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    after: int, half: bool, url: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if half and place.startswith("s3:"):
+    if half and "://" in url:
         pytest.skip("an object store has no halves: the server sees the whole object or none")
     monkeypatch.setattr(index_module, "CHUNK_BYTES", PIECE // 4)
-    kill("push", package, place, after, half)
-    there = objects(Remote(place))
+    kill("push", package, url, after, half)
+    there = objects(Remote(url))
     assert there
     assert all(hashlib.sha256(found).hexdigest() == name for name, found in there.items())
     with pytest.raises(RemoteError, match="There is no package at"):
-        pull(place, tmp_path / "early")
-    again = push(package, place)
+        pull(url, tmp_path / "early")
+    again = push(package, url)
     assert again.sent_bytes < again.size_bytes
-    assert again.sent_bytes == sum(map(len, objects(Remote(place)).values())) - sum(map(len, there.values()))
-    assert pull(place, tmp_path / "after").version == again.version
+    assert again.sent_bytes == sum(map(len, objects(Remote(url)).values())) - sum(map(len, there.values()))
+    assert pull(url, tmp_path / "after").version == again.version
     assert content(tmp_path / "after") == content(package)
 
 
+@lasting
 @pytest.mark.parametrize("after", [1, 6])
 def test_a_pull_that_is_killed_leaves_no_folder_and_a_repeat_completes_it(
-    after: int, place: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    after: int, url: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_module, "CHUNK_BYTES", PIECE // 4)
-    pushed, target = push(package, place), tmp_path / "pulled"
-    kill("pull", place, target, after)
+    pushed, target = push(package, url), tmp_path / "pulled"
+    kill("pull", url, target, after)
     assert not target.exists()
     (staging,) = tmp_path.glob(".pulled.*.part")
-    again = pull(place, target)
+    again = pull(url, target)
     assert again.version == pushed.version
     assert again.received_bytes < size(package)  # what had come before the kill was whole, and is kept
     assert content(target) == content(package)
@@ -554,21 +554,17 @@ def objects(remote: Remote) -> dict[str, bytes]:
     return {name: remote.read(path, PIECE) or b"" for name, path in paths.items() if not name.startswith(".")}
 
 
-@pytest.mark.parametrize("kind", ["folder", "s3"])
+@lasting
 def test_processes_that_push_at_once_all_succeed_and_every_version_is_whole(
-    kind: str, package: Path, other: Path, tmp_path: Path, request: pytest.FixtureRequest
+    url: str, package: Path, other: Path, tmp_path: Path
 ) -> None:
-    if kind == "s3":
-        request.getfixturevalue("server")
-    url = f"s3://zoo/test{next(_numbers)}" if kind == "s3" else str(tmp_path / "shared")
     versions = at_once(PUSH, [[str(one), url, str(PIECE)] for one in (package, other, package, other)])
     assert len(set(versions)) == 2
     assert pull(url, tmp_path / "latest").version in versions
     for version, pushed in zip(versions[:2], (package, other), strict=True):
         pull(url, tmp_path / version, version=version)
         assert content(tmp_path / version) == content(pushed)
-    if kind == "folder":
-        assert not list((tmp_path / "shared").rglob("*.part"))
+    assert not list((tmp_path / "shared").rglob("*.part"))
 
 
 @quick
@@ -645,14 +641,19 @@ def test_names_and_versions_that_nobody_pushed_are_named(package: Path, url: str
             push(package, url, name=name)
 
 
-def test_a_bucket_that_is_not_there_is_one_sentence(server: s3.S3, package: Path, tmp_path: Path) -> None:
-    with pytest.raises(RemoteError, match=r"s3://nowhere/x/objects.*cannot be written: The specified bucket"):
-        push(package, "s3://nowhere/x")
-    with pytest.raises(RemoteError, match="There is no package at s3://nowhere/x"):
-        pull("s3://nowhere/x", tmp_path / "pulled")
+@pytest.mark.parametrize(("scheme", "said"), [("s3", "The specified bucket"), ("gs", "nowhere")])
+def test_a_bucket_that_is_not_there_is_one_sentence(
+    scheme: str, said: str, package: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(scheme)
+    with pytest.raises(RemoteError, match=rf"{scheme}://nowhere/x/objects.*cannot be written: .*{said}"):
+        push(package, f"{scheme}://nowhere/x")
+    with pytest.raises(RemoteError, match=f"There is no package at {scheme}://nowhere/x"):
+        pull(f"{scheme}://nowhere/x", tmp_path / "pulled")
 
 
-def test_a_server_that_is_not_there_is_one_sentence(server: s3.S3, package: Path) -> None:
+@pytest.mark.usefixtures("s3")
+def test_a_server_that_is_not_there_is_one_sentence(package: Path) -> None:
     options = {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"total_max_attempts": 1}}}
     with pytest.raises(RemoteError, match=r"cannot be read: .*127\.0\.0\.1:9.*The same command goes on"):
         push(package, "s3://zoo/x", options=options)
