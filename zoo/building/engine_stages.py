@@ -112,7 +112,17 @@ class Judge(Stage[Results]):
         return content_key({"routes": [one.to_json() for one in result]})
 
 
-class Export(Stage[Results]):
+class _Kept(Stage[Results]):
+    """A stage whose results lie in its folder as `routes.json`."""
+
+    def save(self, result: Results, folder: Path) -> None:
+        write_json({"routes": [one.to_json() for one in result]}, folder / "routes.json")
+
+    def load(self, folder: Path) -> Results:
+        return [RouteResult.from_json(one) for one in read_json(folder / "routes.json")["routes"]]
+
+
+class Export(_Kept):
     """Engines of the frontier and of the anchors, each compared with its route on the test images.
 
     They lie in the stage's folder as `<route>.onnx`; a rejected route has none.
@@ -148,17 +158,11 @@ class Export(Stage[Results]):
                 advance(1, str(one.route))
         return list(results.values())
 
-    def save(self, result: Results, folder: Path) -> None:
-        _write_results(result, folder)
-
-    def load(self, folder: Path) -> Results:
-        return _read_results(folder)
-
     def holds(self, folder: Path) -> bool:
         return all((folder / file_name(one)).is_file() for one in self.load(folder) if has_engine(one))
 
 
-class Time(Stage[Results]):
+class Time(_Kept):
     """Latency of every engine at every batch size, one engine at a time."""
 
     name = "latency"
@@ -191,12 +195,6 @@ class Time(Stage[Results]):
                 advance(1, str(one.route))
         return list(results.values())
 
-    def save(self, result: Results, folder: Path) -> None:
-        _write_results(result, folder)
-
-    def load(self, folder: Path) -> Results:
-        return _read_results(folder)
-
 
 def _timed_on(ground: Ground) -> dict[str, Any]:
     """What determines a latency, besides the engine."""
@@ -220,11 +218,3 @@ def has_engine(result: RouteResult) -> bool:
 
 def file_name(result: RouteResult) -> str:
     return f"{result.route}.onnx"
-
-
-def _write_results(results: Results, folder: Path) -> None:
-    write_json({"routes": [one.to_json() for one in results]}, folder / "routes.json")
-
-
-def _read_results(folder: Path) -> Results:
-    return [RouteResult.from_json(one) for one in read_json(folder / "routes.json")["routes"]]
