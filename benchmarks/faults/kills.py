@@ -193,7 +193,8 @@ def _undisturbed(folder: Path, number: int) -> dict[str, float]:
     child, begun = _fork(folder, root), {_START: time.perf_counter()}
     while not _ended(child):
         for path in (root / "cache").glob("*"):
-            begun.setdefault(path.name, time.perf_counter())
+            if path.is_dir():  # beside the stages' folders lies a lock
+                begun.setdefault(path.name, time.perf_counter())
         time.sleep(_LOOK_S)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     ends = [*list(begun.values())[1:], time.perf_counter()]
