@@ -256,6 +256,8 @@ def int8(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def optimizer(arguments: argparse.Namespace) -> dict[str, Any]:
     """The routes of `int8` quantised by NVIDIA's model optimizer instead, from the same calibration images."""
+    import onnx
+
     from klas_zoo.building.exporting import images_for, random_source
     from klas_zoo.exporters.contract import Limits, differences
     from klas_zoo.exporters.verify import answer_of
@@ -272,9 +274,11 @@ def optimizer(arguments: argparse.Namespace) -> dict[str, Any]:
         graph = full.engine(full.route(one.name))
         plain = answer_of(open_session(graph, CPU_PROVIDER, 1))
         engines = {"ours": ours.engine(one)}
+        whole = arguments.work / f"{one.name}.onnx"  # a copy: the optimizer writes into the file that it reads
+        onnx.save(onnx.load(str(graph)), str(whole))
         for method in ("entropy", "max"):
             engines[method] = arguments.work / f"{one.name}.{method}.onnx"
-            command = [arguments.python, Path(__file__).with_name("modelopt_int8.py"), graph, calibration]
+            command = [arguments.python, Path(__file__).with_name("modelopt_int8.py"), whole, calibration]
             subprocess.run([*map(str, command), str(engines[method]), method], check=True, stdout=subprocess.DEVNULL)
         found[one.name] = {}
         for name, engine in engines.items():

@@ -1,12 +1,16 @@
 """Static quantisation to int8 by onnxruntime's own quantiser, calibrated on real images.
 
-Weights are signed, symmetric, one scale for each output channel: they follow from the weights alone, so
-that routes go on sharing them. What a product reads is unsigned with a zero point, its range taken from the
-calibration images of each route. What it gives stays fp32, and so do biases, norms, attention, and
-everything from the last product on.
+Weights are signed, symmetric, of seven bits, one scale for each output channel: they follow from the weights
+alone, so that routes go on sharing them. Seven, because processors without VNNI add two products in 16 bits:
+255 · 64 · 2 fits, 255 · 127 · 2 does not, and what does not is cut off without a word. What a product reads is
+unsigned with a zero point, its range taken from the calibration images of each route. What it gives stays
+fp32, and so do biases, norms, attention, and everything from the last product on.
 
-Tried on the base anchor of deit-micro, 1,000 test images, 400 to calibrate on, 87.4 % in fp32: so it loses 0.3
-points and 0.5 % of the answers change; with convolutions and outputs quantised too, 0.3 points and 0.9 %.
+Tried on four routes of deit-micro, 3,000 test images, a processor with AVX2 and no VNNI: with weights of eight
+bits 0.9 to 2.6 % of the answers change and the smallest cosine is 0.91 to 0.99, with seven 0.3 to 0.8 % and
+0.989 to 0.998, as fast. Unsigned weights, whose products are added in 32 bits, change 0.3 to 0.7 % and take 2
+to 6 % longer. With convolutions and outputs quantised too, 0.9 % of the answers change instead of 0.5 (base,
+1,000 images, eight bits, VNNI).
 Convolutions are quantised only where they hold most of the weights: they are fast in int8 only if what they
 give is int8 as well, which is what costs answers.
 """
@@ -54,6 +58,7 @@ def quantised(model: ir.Model, name: str, calibration: Callable[[], Iterable[tup
             op_types_to_quantize=kinds,
             nodes_to_exclude=_last_product(model),
             per_channel=True,
+            reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
