@@ -12,14 +12,15 @@ from klas_zoo.errors import UsageError
 from klas_zoo.runtime.controller import Controller, ControllerSettings
 
 LADDER = [("a", 1.0), ("b", 2.0), ("c", 4.0), ("d", 8.0)]
+AT_THE_EDGE = {"a": 1.0, "b": 2.0, "c": 4.0, "d": 12.0}
 
 
 def feed(controller: Controller, slowdown: float, calls: int) -> list[str]:
-    """Calls that take `slowdown` times what their route takes alone; the routes they took."""
+    """Calls that take `slowdown` times what their route takes alone, 1,000 a second; the routes they took."""
     taken = []
     for _ in range(calls):
         route = controller.route
-        controller.observe(route, slowdown * dict(LADDER)[route])
+        controller.observe(route, slowdown * dict(LADDER)[route], now_s=controller.counters().calls / 1000)
         taken.append(route)
     return taken
 
@@ -62,15 +63,44 @@ def test_a_load_at_the_edge_does_not_flip_routes() -> None:
     """`c` holds the target and `d` does not; every second look makes it believe that `d` would."""
     controller = Controller(LADDER, 10)
     flips = 0
-    for _ in range(10_000):
+    for number in range(10_000):
         before = controller.route
         # alone each route takes what the ladder says; d slows down what waits behind it
-        controller.observe(before, {"a": 1.0, "b": 2.0, "c": 4.0, "d": 12.0}[before])
+        controller.observe(before, AT_THE_EDGE[before], now_s=number / 1000)
         flips += controller.route != before
     found = controller.counters()
     assert found.patience == controller.settings.most_patience
     assert flips <= 25
     assert found.over_target < 150
+    assert found.calls_of["c"] > 9_500
+
+
+def test_what_failed_under_a_heavier_load_is_tried_again_soon_when_calls_are_rarer() -> None:
+    controller, now = Controller(LADDER, 10), 0.0
+
+    def call(every_s: float, latencies: dict[str, float]) -> None:
+        nonlocal now
+        now += every_s
+        controller.observe(controller.route, latencies[controller.route], now_s=now)
+
+    for _ in range(5_000):
+        call(0.001, AT_THE_EDGE)
+    assert (controller.route, controller.counters().patience) == ("c", controller.settings.most_patience)
+    for _ in range(300):
+        call(0.002, dict(LADDER))
+    assert controller.route == "d"
+
+
+def test_a_route_that_failed_makes_no_step_below_it_slower() -> None:
+    controller = Controller(LADDER, 10)
+    for number in range(5_000):
+        controller.observe(controller.route, AT_THE_EDGE[controller.route], now_s=number / 1000)
+    assert controller.route == "c"
+    controller.observe("c", 100.0, now_s=5.0)  # a pause of the machine
+    assert controller.route == "a"
+    for number in range(5_001, 5_101):
+        controller.observe(controller.route, AT_THE_EDGE[controller.route], now_s=number / 1000)
+    assert controller.route == "c"
 
 
 def test_a_step_up_that_lasts_makes_it_patient_as_before() -> None:

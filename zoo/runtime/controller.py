@@ -1,7 +1,8 @@
 """Keeping a tail latency under changing load by moving along the frontier.
 
-Stepping down is quick, stepping up is slow, and a step up that had to be taken back makes the next one
-slower still: that is the hysteresis which keeps a load at the edge from flipping routes at every call.
+Stepping down is quick, stepping up is slow, and a step up that had to be taken back makes the next one to
+that route slower still: that is the hysteresis which keeps a load at the edge from flipping routes at every call.
+When calls become rarer than they were when it failed, that is forgotten.
 Imports nothing heavy.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +30,9 @@ class ControllerSettings:
         window: how many of the last calls are looked at.
         least: calls on a route before it may be left, unless one alone took `panic` targets.
         headroom: share of the target below which the next route has to be expected before a step up.
-        patience: calls on a route before a step up; doubles with every step up that was taken back,
-            up to `most_patience`, and starts anew when one has lasted.
+        patience: calls on a route before a step up; doubles for a route with every step up to it that was
+            taken back, up to `most_patience`, and starts anew when one has lasted, or the load is lighter.
+        lighter: share of the calls per second at which a step up failed, below which the load is lighter.
         panic: a call that takes so many targets makes the controller step down at once.
     """
 
@@ -39,12 +42,18 @@ class ControllerSettings:
     headroom: float = 0.85
     patience: int = 50
     most_patience: int = 1600
+    lighter: float = 0.7
     panic: float = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControllerCounters:
-    """What a controller did so far. `now_ms` is the percentile of the window, NaN before the first call."""
+    """What a controller did so far.
+
+    Attributes:
+        patience: calls on the present route before a step up.
+        now_ms: the percentile of the window, NaN before the first call.
+    """
 
     route: str
     calls: int
@@ -83,8 +92,10 @@ class Controller:
         self._at = max([k for k, cost in enumerate(costs) if cost <= self.settings.headroom * target_ms], default=0)
         self._lock = threading.Lock()
         self._recent: deque[float] = deque(maxlen=self.settings.window)
+        self._times: deque[float] = deque(maxlen=self.settings.window)  # seconds, when calls ended
         self._on_rung = 0
-        self._patience = self.settings.patience
+        self._patience_for = [self.settings.patience] * len(costs)  # a step up to each rung
+        self._failed_at = [0.0] * len(costs)  # calls per second when the last one was taken back
         self._climbed = False
         self._calls = self._over = self._up = self._down = self._back = 0
         self._calls_of = dict.fromkeys((name for name, _ in self.ladder), 0)
@@ -95,9 +106,14 @@ class Controller:
         """Of the next call."""
         return self.ladder[self._at][0]
 
-    def observe(self, route: str, latency_ms: float) -> None:
-        """Tells how long a call took from its arrival to its answer, waiting included."""
+    def observe(self, route: str, latency_ms: float, *, now_s: float | None = None) -> None:
+        """Tells how long a call took from its arrival to its answer, waiting included.
+
+        Args:
+            now_s: when it ended, on any clock that only goes forward. Default: now, on the system's.
+        """
         with self._lock:
+            self._times.append(time.monotonic() if now_s is None else now_s)
             self._calls += 1
             self._calls_of[route] += 1
             self._over += latency_ms > self.target_ms
@@ -111,17 +127,17 @@ class Controller:
         with self._lock:
             return ControllerCounters(
                 route=self.route, calls=self._calls, over_target=self._over, steps_up=self._up,
-                steps_down=self._down, taken_back=self._back, patience=self._patience, now_ms=self._now(),
+                steps_down=self._down, taken_back=self._back, patience=self._patience(), now_ms=self._now(),
                 calls_of=dict(self._calls_of), last_step=self._last_step,
             )  # fmt: skip
 
     def _decide(self, latency_ms: float) -> None:
         now, panic = self._now(), latency_ms > self.settings.panic * self.target_ms
-        if self._climbed and self._on_rung >= 2 * self._patience:
-            self._climbed, self._patience = False, self.settings.patience  # the last step up has lasted
+        if self._climbed and self._on_rung >= 2 * self._patience_for[self._at]:
+            self._climbed, self._patience_for[self._at] = False, self.settings.patience  # the step up has lasted
         if self._at > 0 and (panic or (self._on_rung >= self.settings.least and now > self.target_ms)):
             self._step_down(max(now, latency_ms) if panic else now)
-        elif self._at + 1 < len(self.ladder) and self._on_rung >= self._patience:
+        elif self._at + 1 < len(self.ladder) and self._on_rung >= self._patience():
             expected = now * self._cost(self._at + 1) / self._cost(self._at)
             if expected <= self.settings.headroom * self.target_ms:
                 self._step_to(self._at + 1, f"{now:.3g} ms leave room for {expected:.3g} ms")
@@ -131,7 +147,8 @@ class Controller:
     def _step_down(self, now: float) -> None:
         if self._climbed:
             self._back += 1
-            self._patience = min(2 * self._patience, self.settings.most_patience)
+            self._patience_for[self._at] = min(2 * self._patience_for[self._at], self.settings.most_patience)
+            self._failed_at[self._at] = self._rate()
         self._climbed = False
         # as far as the excess asks for, at least one
         wanted = self._cost(self._at) * self.target_ms / now
@@ -144,6 +161,17 @@ class Controller:
         self._at = at
         self._recent.clear()
         self._on_rung = 0
+
+    def _patience(self) -> int:
+        """Calls on this rung before a step to the next."""
+        above = min(self._at + 1, len(self.ladder) - 1)
+        lighter = self._rate() < self.settings.lighter * self._failed_at[above]
+        return self.settings.patience if lighter else self._patience_for[above]
+
+    def _rate(self) -> float:
+        """Calls per second over the window, on whatever route."""
+        took = self._times[-1] - self._times[0] if self._times else 0.0
+        return (len(self._times) - 1) / took if took > 0 else math.inf
 
     def _cost(self, at: int) -> float:
         return self.ladder[at][1]
