@@ -98,21 +98,35 @@ def test_a_route_that_failed_makes_no_step_below_it_slower() -> None:
     assert controller.route == "c"
     controller.observe("c", 100.0, now_s=5.0)  # a pause of the machine
     assert controller.route == "a"
-    for number in range(5_001, 5_101):
+    for number in range(5_001, 5_151):  # 50 to b, and 100 to c, which was left once
         controller.observe(controller.route, AT_THE_EDGE[controller.route], now_s=number / 1000)
     assert controller.route == "c"
 
 
 def test_a_step_up_that_lasts_makes_it_patient_as_before() -> None:
     controller = Controller(LADDER, 10)
+    patience = controller.settings.patience
     feed(controller, 20.0, 1)
-    feed(controller, 1.0, 160)
+    feed(controller, 1.0, 3 * patience + 50)  # d, left once, takes twice the patience
+    assert controller.route == "d"
     feed(controller, 1.5, 10)
     assert controller.counters().taken_back == 1
-    assert controller.counters().patience == 2 * controller.settings.patience
-    feed(controller, 1.0, 400)
+    assert controller.counters().patience == 4 * patience
+    feed(controller, 1.0, 4 * patience)
     assert controller.route == "d"
-    assert controller.counters().patience == controller.settings.patience
+    for lasting, left in ((8, 2), (4, 1), (2, 1)):
+        feed(controller, 1.0, lasting * patience)
+        assert controller.counters().patience == left * patience
+
+
+def test_one_slow_call_in_a_hundred_is_what_a_p99_allows() -> None:
+    controller = Controller(LADDER, 10)
+    for number in range(1_000):
+        controller.observe(controller.route, 12.0 if number % 100 == 50 else 5.0, now_s=number / 1000)
+    assert (controller.route, controller.counters().steps_down) == ("d", 0)
+    for number in range(1_000, 1_200):
+        controller.observe(controller.route, 12.0 if number % 25 == 0 else 5.0, now_s=number / 1000)
+    assert controller.route != "d"
 
 
 def test_calls_that_began_before_a_step_say_nothing_of_the_new_route() -> None:

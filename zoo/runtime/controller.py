@@ -1,8 +1,8 @@
 """Keeping a tail latency under changing load by moving along the frontier.
 
-Stepping down is quick, stepping up is slow, and a step up that had to be taken back makes the next one to
-that route slower still: that is the hysteresis which keeps a load at the edge from flipping routes at every call.
-When calls become rarer than they were when it failed, that is forgotten.
+Stepping down is quick, stepping up is slow, and slower still to a route that was left because it was over the
+target: that is the hysteresis which keeps a load at the edge from flipping routes at every call. When calls
+become rarer than they were then, it is forgotten.
 Imports nothing heavy.
 """
 
@@ -30,9 +30,10 @@ class ControllerSettings:
         window: how many of the last calls are looked at.
         least: calls on a route before it may be left, unless one alone took `panic` targets.
         headroom: share of the target below which the next route has to be expected before a step up.
-        patience: calls on a route before a step up; doubles for a route with every step up to it that was
-            taken back, up to `most_patience`, and starts anew when one has lasted, or the load is lighter.
-        lighter: share of the calls per second at which a step up failed, below which the load is lighter.
+        patience: calls on a route before a step up; for a step to a route it doubles whenever that route is
+            left for a faster one, up to `most_patience`, and halves whenever that has lasted twice as long.
+        lighter: share of the calls per second at which a route was left, below which it is tried as if it
+            never had been.
         panic: a call that takes so many targets makes the controller step down at once.
     """
 
@@ -93,9 +94,9 @@ class Controller:
         self._lock = threading.Lock()
         self._recent: deque[float] = deque(maxlen=self.settings.window)
         self._times: deque[float] = deque(maxlen=self.settings.window)  # seconds, when calls ended
-        self._on_rung = 0
+        self._on_rung = self._since = 0  # calls since the last step, and how many of them count as lasted already
         self._patience_for = [self.settings.patience] * len(costs)  # a step up to each rung
-        self._failed_at = [0.0] * len(costs)  # calls per second when the last one was taken back
+        self._left_at = [0.0] * len(costs)  # calls per second when each was last left for a faster one
         self._climbed = False
         self._calls = self._over = self._up = self._down = self._back = 0
         self._calls_of = dict.fromkeys((name for name, _ in self.ladder), 0)
@@ -133,8 +134,9 @@ class Controller:
 
     def _decide(self, latency_ms: float) -> None:
         now, panic = self._now(), latency_ms > self.settings.panic * self.target_ms
-        if self._climbed and self._on_rung >= 2 * self._patience_for[self._at]:
-            self._climbed, self._patience_for[self._at] = False, self.settings.patience  # the step up has lasted
+        if self._on_rung - self._since >= 2 * self._patience_for[self._at]:  # it has lasted
+            self._climbed, self._since = False, self._on_rung
+            self._patience_for[self._at] = max(self._patience_for[self._at] // 2, self.settings.patience)
         if self._at > 0 and (panic or (self._on_rung >= self.settings.least and now > self.target_ms)):
             self._step_down(max(now, latency_ms) if panic else now)
         elif self._at + 1 < len(self.ladder) and self._on_rung >= self._patience():
@@ -145,11 +147,10 @@ class Controller:
                 self._climbed = True
 
     def _step_down(self, now: float) -> None:
-        if self._climbed:
-            self._back += 1
-            self._patience_for[self._at] = min(2 * self._patience_for[self._at], self.settings.most_patience)
-            self._failed_at[self._at] = self._rate()
+        self._back += self._climbed
         self._climbed = False
+        self._patience_for[self._at] = min(2 * self._patience_for[self._at], self.settings.most_patience)
+        self._left_at[self._at] = self._rate()
         # as far as the excess asks for, at least one
         wanted = self._cost(self._at) * self.target_ms / now
         fitting = [k for k in range(self._at) if self._cost(k) <= wanted]
@@ -160,12 +161,12 @@ class Controller:
         self._last_step = f"{self.route} → {self.ladder[at][0]}: {why}"
         self._at = at
         self._recent.clear()
-        self._on_rung = 0
+        self._on_rung = self._since = 0
 
     def _patience(self) -> int:
         """Calls on this rung before a step to the next."""
         above = min(self._at + 1, len(self.ladder) - 1)
-        lighter = self._rate() < self.settings.lighter * self._failed_at[above]
+        lighter = self._rate() < self.settings.lighter * self._left_at[above]
         return self.settings.patience if lighter else self._patience_for[above]
 
     def _rate(self) -> float:
@@ -177,9 +178,8 @@ class Controller:
         return self.ladder[at][1]
 
     def _now(self) -> float:
-        """The percentile of the window, ms: the nearest rank, so that one value of ten is the p99 of ten."""
+        """The percentile of the window, ms; of fewer calls too, as many may lie above it as in a full window."""
         if not self._recent:
             return math.nan
-        ordered = sorted(self._recent)
-        rank = math.ceil(self.settings.percentile / 100 * len(ordered))
-        return ordered[max(0, rank - 1)]
+        above = self.settings.window - math.ceil(self.settings.percentile / 100 * self.settings.window)
+        return sorted(self._recent)[-1 - min(above, len(self._recent) - 1)]
