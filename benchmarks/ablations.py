@@ -27,7 +27,6 @@ from klas_zoo.data.loading import Batch
 from klas_zoo.families.specs import find_family
 from klas_zoo.frontier import area, frontier
 from klas_zoo.selection import select
-from klas_zoo.selection.calibration import calibrate, every_other
 from klas_zoo.selection.candidates import SelectionSettings
 from klas_zoo.selection.measurements import Measurements
 from klas_zoo.selection.probes import log_probabilities, train_probes
@@ -52,18 +51,12 @@ class Variant(NamedTuple):
     settings: SelectionSettings = SelectionSettings()
 
 
-def probe(job: benchmark.Job, epochs: int, *, tempered: bool = False) -> LogProbabilities:
-    """log P of every position on the held-out images, anchor → (n + 1, N, classes).
-
-    With `tempered` the temperatures are fitted on every other image, and the rest is what is left.
-    """
+def probe(job: benchmark.Job, epochs: int) -> LogProbabilities:
+    """log P of every position on the held-out images, anchor → (n + 1, N, classes)."""
     chains = job.family.chains
     images = dataclasses.replace(job, arguments=_with_epochs(job.arguments, epochs)).images
-    probes: dict[str, Any] = dict(train_probes(chains, images.epochs(), benchmark.ProbeSettings(epochs=epochs)))
+    probes = dict(train_probes(chains, images.epochs(), benchmark.ProbeSettings(epochs=epochs)))
     heldout = list(images.heldout())
-    if tempered:
-        probes = dict(calibrate(chains, probes, every_other(heldout, 0)))
-        heldout = list(every_other(heldout, 1))
     return {name: _answers(chain, probes[name], heldout) for name, chain in chains.items()}
 
 
@@ -105,7 +98,6 @@ def variants(job: benchmark.Job) -> Iterator[Variant]:
         yield Variant("direction of KL", direction, similarities(by_epochs[usual], direction=direction))
     for temperature in TEMPERATURES:
         yield Variant("temperature", f"{temperature:g}", similarities(by_epochs[usual], temperature=temperature))
-    yield Variant("temperature", "calibrated", similarities(probe(job, usual, tempered=True)))
     for epochs in EPOCHS:
         yield Variant("epochs of the probes", str(epochs), similarities(by_epochs[epochs]))
 

@@ -8,7 +8,7 @@ for the same number of steps on the same batches, and scored on the same test im
 selectors of klas-zoo there are `warm-up` (all candidates are tuned together for a third of the steps, the best of each
 bucket on held-out images go on), and controls: `all` (every candidate in one supernet), `self` (a network
 stitched with itself, blocks left out) and cascades of two anchors at the same mean cost. Selectors stitch
-up, from the cheaper anchor to the dearer one, as published; those called `<selector> both` choose among
+up, from the smaller anchor to the larger one, as published; those called `<selector> both` choose among
 stitches down as well (`--direction both`), and `<selector> few` keep the best of 4 buckets a pair, no more than SN-Net
 has where networks have stages.
 
@@ -36,21 +36,20 @@ import selector_report
 import torch
 from torch import Tensor
 
-from klas_zoo.costs.counting import route_costs
 from klas_zoo.data.loading import Batch, Data, Split, batches, load_data
 from klas_zoo.families.anchors import Family, load_family
 from klas_zoo.families.specs import find_family
 from klas_zoo.initialisation import initialise_stitches
 from klas_zoo.profiles.devices import resolve_device
+from klas_zoo.profiles.macs import route_costs
 from klas_zoo.routes import Route, Seam
 from klas_zoo.selection import select
 from klas_zoo.selection.candidates import Candidate, SelectionSettings
 from klas_zoo.selection.measurements import Measurements
-from klas_zoo.selection.measuring import Images, measure
+from klas_zoo.selection.measuring import MeasurementImages, images_of, measure
 from klas_zoo.selection.probes import ProbeSettings
 from klas_zoo.selection.scoring import keep_best
 from klas_zoo.selection.selectors import find_selector
-from klas_zoo.selection.streams import images_of
 from klas_zoo.supernet import Supernet
 from klas_zoo.tuning.evaluation import evaluate
 from klas_zoo.tuning.settings import PRESETS
@@ -58,8 +57,7 @@ from klas_zoo.tuning.tuner import tune
 from klas_zoo.versions import versions
 
 SELECTORS = (
-    "snnet", "klas", "kl-only", "cka", "mse", "ce", "direct", "random",
-    "klas-mse", "klas-calibrated", "output-kl",
+    "snnet", "klas", "kl-only", "cka", "mse", "ce", "direct", "random", "output-kl",
 )  # fmt: skip
 BOTH, FEW = " both", " few"  # end the names of variants
 OTHERS = (
@@ -88,7 +86,7 @@ class Job:
         return SelectionSettings(selector=name, direction="both" if BOTH in selector else "up", seed=self.seed, **few)
 
     @property
-    def images(self) -> Images:
+    def images(self) -> MeasurementImages:
         """What is measured on, the same for every selector."""
         return images_of(
             self.data, probing=self.probing, batch=100, init_images=self.arguments.fit_images, seed=self.seed
@@ -145,7 +143,7 @@ def stitches_of(job: Job, selector: str, measured: Measurements) -> list[Candida
 
 
 def self_stitches(job: Job) -> list[Candidate]:
-    """The dearest anchor with blocks left out: (i, j) of it with itself, i ≤ j, for every seam there is."""
+    """The largest anchor with blocks left out: (i, j) of it with itself, i ≤ j, for every seam there is."""
     name = list(job.family.chains)[-1]
     chain = job.family.chains[name]
     seams = [
@@ -252,7 +250,7 @@ def scores_of(job: Job, selector: str, measured: Measurements) -> dict[str, floa
 
 
 def run_cascades(job: Job, file: Path) -> None:
-    """Two anchors in turn: the dear one answers where the cheap one's highest probability is below a threshold.
+    """Two anchors in turn: the large one answers where the small one's highest probability is below a threshold.
 
     The anchors are as they were shipped; the cost is the mean over the test images.
     """
@@ -267,15 +265,15 @@ def run_cascades(job: Job, file: Path) -> None:
     truth, probabilities = torch.cat(labels), {name: torch.cat(parts) for name, parts in answers.items()}
     rows = []
     names = list(chains)
-    for cheap, dear in [(a, b) for k, a in enumerate(names) for b in names[k + 1 :]]:
-        sure = probabilities[cheap].amax(1)
+    for small, large in [(a, b) for k, a in enumerate(names) for b in names[k + 1 :]]:
+        sure = probabilities[small].amax(1)
         for threshold in torch.quantile(sure, torch.linspace(0, 1, 41)).tolist():
             passed = sure < threshold
-            answer = torch.where(passed, probabilities[dear].argmax(1), probabilities[cheap].argmax(1))
+            answer = torch.where(passed, probabilities[large].argmax(1), probabilities[small].argmax(1))
             rows.append(
                 {
-                    "seed": job.seed, "cheap": cheap, "dear": dear, "threshold": threshold,
-                    "macs": int(macs[cheap] + passed.float().mean().item() * macs[dear]),
+                    "seed": job.seed, "small": small, "large": large, "threshold": threshold,
+                    "macs": int(macs[small] + passed.float().mean().item() * macs[large]),
                     "top1": 100 * (answer == truth).float().mean().item(),
                 }
             )  # fmt: skip

@@ -3,9 +3,11 @@
     python benchmarks/fault_injection.py                         # everything, full size
     python benchmarks/fault_injection.py concurrency --scale 0.1
 
-Parts: concurrency (many processes register and pick at once), disks (full, read-only and forbidden
-ones, clocks that go backwards, two builds at once), fuzzing (a hundred thousand inputs for everything
-that reads what others wrote), kills (builds killed at random moments, and resumed).
+Parts: cached (bits flipped in the build cache), concurrency (many processes register and pick at once), disks
+(full, read-only and forbidden ones, clocks that go backwards, two builds at once), fuzzing (a hundred thousand
+inputs for everything that reads what others wrote), integrity (bits flipped in packages, picks and tags beside gc,
+damaged databases), kills (builds killed at random moments, and resumed), servers (malformed requests to
+inference servers).
 
 Prints a table; full-size parts write results/fault_injection-<part>.json. Exit 1 if a figure was missed.
 """

@@ -58,6 +58,8 @@ def one_build(seed: int, registry: Path) -> dict[str, Any]:
         "seed": seed,
         "wall_seconds": seconds,
         "peak_memory_bytes": memory,
+        "registry_bytes": sum(path.stat().st_size for path in registry.rglob("*") if path.is_file()),
+        "anchors_fp32_bytes": 4 * sum(one["cost"]["parameters"] for one in routes if len(one["segments"]) == 1),
         "stitches": sum(len(one["segments"]) > 1 for one in routes),
         "stitches_on_frontier": sum(one["on_frontier"] and len(one["segments"]) > 1 for one in routes),
         "rejected": sum(bool(one["rejected"]) for one in routes),

@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from klas_zoo.data import cifar10
-
 COLUMNS = 50
 
 
@@ -37,14 +35,15 @@ def write_sheet(path: Path, images: np.ndarray) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("data", type=Path, help="holds cifar-10-batches-py (prepare_cifar10.py makes it)")
+    parser.add_argument("data", type=Path, help="holds train.npz and test.npz (prepare_cifar10.py makes them)")
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     table: dict[str, object] = {"size": 32}
     for split, count in (("train", 4_000), ("test", 1_000)):
-        images, labels = cifar10.read(arguments.data / "cifar-10-batches-py", train=split == "train")
+        with np.load(arguments.data / f"{split}.npz") as found:
+            images, labels = found["images"], found["labels"].tolist()
         chosen = choose(labels, count, arguments.seed)
         write_sheet(arguments.out / f"{split}.webp", images[chosen])
         table[split] = [labels[index] for index in chosen]

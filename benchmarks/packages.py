@@ -2,6 +2,7 @@
 
     python benchmarks/packages.py export --work data/packages
     python benchmarks/packages.py half --work data/packages
+    python benchmarks/packages.py verify --work data/packages
     python benchmarks/packages.py runtime --work data/packages
     python benchmarks/packages.py speed --work data/packages
     python benchmarks/packages.py int8 --work data/packages --registry DIR --data data/cifar10
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import verification_time
 from record import write_part
 
 from klas_zoo.exporters.package import Package
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--python", type=Path, help="optimizer: of an environment with NVIDIA's model optimizer")
     parser.add_argument("--name", help="in the result file, as for another processor. Default: the part's own")
     parser.add_argument("--packed", default="none", help="inner")
+    verification_time.arguments_for(parser)
     arguments = parser.parse_args()
     if arguments.part in INNER:
         print(json.dumps(INNER[arguments.part](arguments)))
@@ -106,6 +109,31 @@ def half(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def verify(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Decoding, torch and comparing beside the engines' own run time; see `verification_time`."""
+    names = verification_time.routes(arguments.engines, _listed())
+    options = ("--random-weights", "--routes", ",".join(names), "--images", "8", "--threads", "1")
+    told = _export(arguments.work / "deit-verify", "--family", "deit", *options)
+    verification_time.make_jpegs(arguments.work / "jpegs", arguments.images)
+    sizes = ("--images", str(arguments.images))
+    return {
+        "export_on_8_images": told,
+        **_inner("verified", arguments, *sizes),
+        "engines_at_once": _inner("at_once", arguments),
+    }
+
+
+def verified(arguments: argparse.Namespace) -> dict[str, Any]:
+    """In a process of its own: what verifying takes."""
+    package = Package.open(arguments.work / "deit-verify", content=False)
+    return verification_time.measure(package, arguments.work / "jpegs", arguments.images)
+
+
+def at_once(arguments: argparse.Namespace) -> dict[str, Any]:
+    """In a process of its own: several engines at once beside one after the other."""
+    return verification_time.at_once(Package.open(arguments.work / "deit-verify", content=False), threads=2)
+
+
 def runtime(arguments: argparse.Namespace) -> dict[str, Any]:
     """Memory of ten routes in one process, latency of a route beside a session of its own, and switching."""
     found = {f"packed_{packed}": _inner("hold", arguments, "--packed", packed) for packed in ("none", "all")}
@@ -118,8 +146,8 @@ def runtime(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def hold(arguments: argparse.Namespace) -> dict[str, Any]:
     """In a process of its own: opens ten routes, runs each, and looks at what it holds."""
-    from klas_zoo.profiles.devices import CPU_PROVIDER, open_session
     from klas_zoo.runtime import ElasticSession
+    from klas_zoo.runtimes import open_engine
 
     package = Package.open(arguments.work / "deit-fp32", content=False)
     stitches = [one.name for one in package.routes if not one.route.is_anchor]
@@ -138,8 +166,8 @@ def hold(arguments: argparse.Namespace) -> dict[str, Any]:
         blocks: dict[str, list[float]] = {"elastic": [], "alone": []}
         for _ in range(2):
             blocks["elastic"] += _block(partial(session.run, images, route=one.name))
-            alone = open_session(package.engine(one), CPU_PROVIDER, THREADS)
-            blocks["alone"] += _block(partial(alone.run, None, {"images": images}))
+            alone = open_engine(package.engine(one), threads=THREADS)
+            blocks["alone"] += _block(partial(alone.run, images))
             del alone
         mine, own = (float(np.median(blocks[name])) for name in ("elastic", "alone"))
         ratios[one.name] = {"elastic_ms": mine, "own_session_ms": own, "ratio": mine / own}
@@ -169,7 +197,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from klas_zoo.families.anchors import load_family
     from klas_zoo.families.specs import find_family
-    from klas_zoo.profiles.devices import CPU_PROVIDER, open_session
+    from klas_zoo.runtimes import open_engine
     from klas_zoo.supernet import Supernet
 
     threads = arguments.threads
@@ -187,9 +215,9 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     taken: dict[str, list[list[float]]] = {one.name: [] for one in timed}
     for _ in range(4):  # rounds, so that a slow minute does not fall on one route
         for one in timed:
-            session = open_session(package.engine(one), CPU_PROVIDER, threads)
+            session = open_engine(package.engine(one), threads=threads)
             with torch.inference_mode():
-                runs = partial(session.run, None, {"images": images}), partial(network, tensor, one.route)
+                runs = partial(session.run, images), partial(network, tensor, one.route)
                 turns = [[_once(run, clock, pause_s) for run in runs] for _ in range(8)]
             taken[one.name] += turns[2:]
             del session
@@ -220,7 +248,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def int8(arguments: argparse.Namespace) -> dict[str, Any]:
     """deit-micro in int8 over a whole test split, and its latency beside fp32's."""
-    from klas_zoo.profiles.devices import CPU_PROVIDER, open_session
+    from klas_zoo.runtimes import open_engine
 
     packages = {}
     for precision in ("fp32", "int8"):
@@ -240,10 +268,9 @@ def int8(arguments: argparse.Namespace) -> dict[str, Any]:
             shape = (batch, *packages["int8"].manifest.family.input_shape)
             images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
             sessions = [
-                open_session(packages[p].engine(packages[p].route(one.name)), CPU_PROVIDER, 1) for p in ("fp32", "int8")
+                open_engine(packages[p].engine(packages[p].route(one.name)), threads=1) for p in ("fp32", "int8")
             ]
-            feed = {"images": images}
-            pairs = [[_once(partial(s.run, None, feed)) for s in sessions] for _ in range(60)][10:]
+            pairs = [[_once(partial(s.run, images)) for s in sessions] for _ in range(60)][10:]
             full, narrow = np.median(pairs, axis=0)
             row[f"speedup_batch_{batch}"] = full / narrow
         found[one.name] = row
@@ -260,21 +287,36 @@ def optimizer(arguments: argparse.Namespace) -> dict[str, Any]:
     """The routes of `int8` quantised by NVIDIA's model optimizer instead, from the same calibration images."""
     import onnx
 
-    from klas_zoo.building.exporting import images_for, random_source
-    from klas_zoo.exporters.contract import Limits, differences
-    from klas_zoo.exporters.verify import answer_of
+    from klas_zoo.building.exporting import images_for
+    from klas_zoo.building.package_sources import random_source
+    from klas_zoo.exporters.contract import Artifact
+    from klas_zoo.exporters.limits import VerificationLimits
+    from klas_zoo.exporters.onnx_session import open_onnx
+    from klas_zoo.exporters.reference_logits import DecodedImages, ReferenceLogits
+    from klas_zoo.exporters.verification import compare
     from klas_zoo.families.specs import find_family
-    from klas_zoo.profiles.devices import CPU_PROVIDER, open_session
+    from klas_zoo.runtimes import CPU_PROVIDER
+
+    def opened(file: Path) -> Any:
+        artifact = Artifact(route=file.stem, format="onnx", precision="fp32", path=file)
+        return open_onnx(artifact, provider=CPU_PROVIDER, threads=1)
 
     full, ours = (Package.open(arguments.work / f"micro-{one}", content=False) for one in ("fp32", "int8"))
     spec = find_family("deit-micro")
-    images, _ = images_for(spec, random_source(spec, 0), arguments.data, count=10_000, seed=0)
+    images, _ = images_for(
+        spec, random_source(spec, 0), arguments.data, precision="int8", count=10_000, seed=0
+    )
     calibration = arguments.work / "calibration.npy"
     np.save(calibration, np.concatenate([batch.numpy() for batch, _ in images.calibration()]))
+    held = DecodedImages(arguments.work)
+    for batch, labels in images.test():
+        held.append(batch.numpy(), labels.numpy())
     found: dict[str, Any] = {}
     for one in ours.routes:
         graph = full.engine(full.route(one.name))
-        plain = answer_of(open_session(graph, CPU_PROVIDER, 1))
+        plain = opened(graph).outputs
+        logits = [plain(held.read(start, start + 100)) for start in range(0, len(held), 100)]
+        reference = ReferenceLogits(images=held, logits={one.name: np.concatenate(logits)})
         engines = {"ours": ours.engine(one)}
         whole = arguments.work / f"{one.name}.onnx"  # a copy: the optimizer writes into the file that it reads
         onnx.save(onnx.load(str(graph)), str(whole))
@@ -284,13 +326,12 @@ def optimizer(arguments: argparse.Namespace) -> dict[str, Any]:
             subprocess.run([*map(str, command), str(engines[method]), method], check=True, stdout=subprocess.DEVNULL)
         found[one.name] = {}
         for name, engine in engines.items():
-            answer = answer_of(open_session(engine, CPU_PROVIDER, 1))
-            compared = ((batch.numpy(), plain(batch.numpy()), labels.numpy()) for batch, labels in images.test())
-            seen = differences(one.name, answer, compared, Limits())
+            quantised = opened(engine)
+            seen = compare(one.name, quantised, reference, VerificationLimits(relative=0.0))
             row = {"top1": seen.top1, "lost": seen.lost, "agreement": seen.top1_agreement, "cosine": seen.cosine}
             for batch in (1, 32):
                 some = np.random.default_rng(0).standard_normal((batch, *spec.input_shape), dtype=np.float32)
-                pairs = [[_once(partial(run, some)) for run in (plain, answer)] for _ in range(60)][10:]
+                pairs = [[_once(partial(run, some)) for run in (plain, quantised.outputs)] for _ in range(60)][10:]
                 before, after = np.median(pairs, axis=0)
                 row[f"speedup_batch_{batch}"] = before / after
             found[one.name][name] = row
@@ -310,20 +351,29 @@ def empty(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB}
 
 
-PARTS = {"export": export, "half": half, "runtime": runtime, "speed": speed, "int8": int8, "optimizer": optimizer}
-INNER = {"hold": hold, "empty": empty}
+PARTS = {
+    "export": export, "half": half, "verify": verify, "runtime": runtime, "speed": speed, "int8": int8,
+    "optimizer": optimizer,
+}  # fmt: skip
+INNER = {"hold": hold, "empty": empty, "verified": verified, "at_once": at_once}
 
 
 def _routes() -> list[str]:
-    """The anchors, and 20 of SN-Net's stitches evenly spread from cheap to dear."""
+    """The anchors, and 20 of SN-Net's stitches evenly spread from small to large."""
+    listed = _listed()
+    stitches = [one["route"] for one in listed if one["target"] is not None]
+    chosen = [stitches[index * len(stitches) // STITCHES] for index in range(STITCHES)]
+    return [one["route"] for one in listed if one["target"] is None] + chosen
+
+
+def _listed() -> list[dict[str, Any]]:
+    """DeiT's anchors and SN-Net's stitches, small to large."""
     done = subprocess.run(
         [sys.executable, "-m", "klas_zoo", "routes", "--family", "deit", "--selector", "snnet", "--json"],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    listed = json.loads(done.stdout)
-    stitches = [one["route"] for one in listed if one["target"] is not None]
-    chosen = [stitches[index * len(stitches) // STITCHES] for index in range(STITCHES)]
-    return [one["route"] for one in listed if one["target"] is None] + chosen
+    listed: list[dict[str, Any]] = json.loads(done.stdout)
+    return listed
 
 
 def _held(package: Package, names: list[str]) -> int:

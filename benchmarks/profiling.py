@@ -35,13 +35,14 @@ from klas_zoo.costs.profiling import all_stitches
 from klas_zoo.exporters.to_onnx import RouteExporter
 from klas_zoo.families.anchors import load_family
 from klas_zoo.families.specs import find_family
-from klas_zoo.profiles.devices import CPU_PROVIDER, open_session, physical_cores
+from klas_zoo.hardware import physical_cores
 from klas_zoo.profiles.interpolation import choose_stitches, errors_percent, fit, summarise
-from klas_zoo.profiles.runners import OnnxCpuRunner, images_of
+from klas_zoo.profiles.runners import SessionRunner, images_of
 from klas_zoo.profiles.shapes import count, shapes_of
 from klas_zoo.profiles.store import ProfileStore
 from klas_zoo.profiles.timing import Method, doubts, time_in_turn
 from klas_zoo.routes import Route, Segment
+from klas_zoo.runtimes import Session, open_engine
 from klas_zoo.supernet import Supernet
 
 POOL = 33
@@ -86,19 +87,22 @@ def interpolation(arguments: argparse.Namespace) -> dict[str, Any]:
     unseen = [unseen[number * len(unseen) // most] for number in range(most)]
     images = images_of(arguments.batch, family.input_shape)
     folder = arguments.folder / arguments.family
-    live = {route: OnnxCpuRunner(folder / f"{route}.onnx", images, arguments.threads) for route in [*fitted, *unseen]}
+    live = {
+        route: SessionRunner(open_engine(folder / f"{route}.onnx", threads=arguments.threads), images)
+        for route in [*fitted, *unseen]
+    }
     method = Method(min_runs=arguments.min_runs, min_ms=arguments.min_ms, rounds=arguments.rounds)
     started, load = time.perf_counter(), os.getloadavg()[0]
     times = time_in_turn(live, method)
     seconds, load_after = time.perf_counter() - started, os.getloadavg()[0]
-    medians = {route: float(np.median(found.latency_ms)) for route, found in times.items()}
+    medians = {route: float(np.median(found.host_ms)) for route, found in times.items()}
     shapes = shapes_of(counted, batch=arguments.batch)
     model = fit(shapes, {route: medians[route] for route in fitted})
     errors = errors_percent(model, {route: medians[route] for route in unseen})
     found = summarise(list(errors.values()), "")
     whole = [
         {"network": str(route), "use": "fit" if route in fitted else "unseen", "median_ms": medians[route],
-         "p10_ms": float(np.percentile(times[route].latency_ms, 10)), "runs": len(times[route].latency_ms),
+         "p10_ms": float(np.percentile(times[route].host_ms, 10)), "runs": len(times[route].host_ms),
          "error_percent": errors.get(route)}
         for route in times
     ]  # fmt: skip
@@ -111,7 +115,7 @@ def interpolation(arguments: argparse.Namespace) -> dict[str, Any]:
             "median_percent": found.median_percent, "p90_percent": found.p90_percent,
             "largest_percent": found.largest_percent, "cross_validated_median_percent": model.error.median_percent,
             "cross_validated_largest_percent": model.error.largest_percent, "networks": whole,
-            "doubts": doubts({str(route): one.latency_ms for route, one in times.items()}, arguments.rounds),
+            "doubts": doubts({str(route): one.host_ms for route, one in times.items()}, arguments.rounds),
             "seconds": seconds, "load_before": load, "load_after": load_after, "method": vars(method),
         }
     }  # fmt: skip
@@ -123,8 +127,8 @@ def agreement(arguments: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for name in family.chains:
         engine = arguments.folder / arguments.family / f"{name}.onnx"
-        ours = OnnxCpuRunner(engine, images, arguments.threads)
-        plain = open_session(engine, CPU_PROVIDER, arguments.threads)
+        ours = SessionRunner(open_engine(engine, threads=arguments.threads), images)
+        plain = open_engine(engine, threads=arguments.threads, spinning=True)
         medians = _compared(ours, plain, images, arguments)
         found[name] = {**medians, "ratios": {key: medians["ours"] / ms for key, ms in medians.items()}}
         print(f"{arguments.family} {name}: " + ", ".join(f"{key} {ms:.4g} ms" for key, ms in medians.items()))
@@ -133,28 +137,30 @@ def agreement(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compared(
-    ours: OnnxCpuRunner, plain: Any, images: np.ndarray, arguments: argparse.Namespace
+    ours: SessionRunner, plain: Session, images: np.ndarray, arguments: argparse.Namespace
 ) -> dict[str, float]:
-    binding = ours.session.io_binding()
-    binding.bind_cpu_input(ours.session.get_inputs()[0].name, images)
-    binding.bind_output(ours.session.get_outputs()[0].name)
+    session = ours.session.raw
+    name = session.get_inputs()[0].name
+    binding = session.io_binding()
+    binding.bind_cpu_input(name, images)
+    binding.bind_output(session.get_outputs()[0].name)
 
     def perf_test(count: int) -> list[float]:
         times = []
         for _ in range(count):
             started = time.perf_counter()
-            ours.session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding)
             times.append(1e3 * (time.perf_counter() - started))
         return times
 
     def by_timeit(session: Any, count: int) -> list[float]:
-        return [1e3 * one for one in timeit.repeat(lambda: session.run(None, ours.feed), number=1, repeat=count)]
+        return [1e3 * one for one in timeit.repeat(lambda: session.run(None, {name: images}), number=1, repeat=count)]
 
     ways = {
         "ours": lambda count: ours.time(count)[0],
         "perf_test": perf_test,
-        "timeit": lambda count: by_timeit(ours.session, count),
-        "timeit_spinning": lambda count: by_timeit(plain, count),
+        "timeit": lambda count: by_timeit(session, count),
+        "timeit_spinning": lambda count: by_timeit(plain.raw, count),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     burst = max(3, round(arguments.min_ms / arguments.rounds / max(ours.time(5)[0])))

@@ -22,13 +22,13 @@ def write_record(name: str, numbers: dict[str, Any]) -> Path:
 def write_part(name: str, part: str, numbers: Any) -> Path:
     """Writes one part of results/<name>.json with what it was measured on; the other parts keep theirs."""
     parts = read_parts(name) | {part: numbers}
-    measured = _read(name).get("measured", {}) | {part: _measured()}
-    return _write(name, {**_read(name), "parts": parts, "measured": measured})
+    measured = read_record(name).get("measured", {}) | {part: _measured()}
+    return _write(name, {**read_record(name), "parts": parts, "measured": measured})
 
 
 def read_parts(name: str) -> dict[str, Any]:
     """The parts of results/<name>.json that were measured."""
-    parts: dict[str, Any] = _read(name).get("parts", {})
+    parts: dict[str, Any] = read_record(name).get("parts", {})
     return parts
 
 
@@ -43,7 +43,8 @@ def _measured() -> dict[str, Any]:
     }
 
 
-def _read(name: str) -> dict[str, Any]:
+def read_record(name: str) -> dict[str, Any]:
+    """results/<name>.json, empty where there is none."""
     file = RESULTS / f"{name}.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     return found

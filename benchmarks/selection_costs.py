@@ -31,17 +31,16 @@ from record import read_parts, write_part
 from torch import Tensor, nn
 
 from klas_zoo.chains import Chain
-from klas_zoo.costs.counting import part_costs, route_costs
 from klas_zoo.data.loading import Batch
 from klas_zoo.families.anchors import Family, load_family
 from klas_zoo.families.specs import find_family
-from klas_zoo.profiles.macs import ChainCost, seam_cost
+from klas_zoo.profiles.macs import ChainCost, part_costs, route_costs, seam_cost
 from klas_zoo.routes import Route, Seam
 from klas_zoo.selection.cka import measure_cka
 from klas_zoo.selection.probes import ProbeSettings, train_probes
 from klas_zoo.selection.similarity import measure_similarities
 from klas_zoo.selection.snnet import window_seams
-from klas_zoo.supernet import Step, Supernet, steps_of
+from klas_zoo.supernet import RouteStep, Supernet, steps_of
 from klas_zoo.tuning.evaluation import evaluate
 from klas_zoo.tuning.settings import PRESETS
 from klas_zoo.tuning.tuner import tune
@@ -214,7 +213,7 @@ def shared_macs(family: Family, supernet: Supernet) -> dict[str, int]:
     return total
 
 
-def step_macs(step: Step, family: Family, parts: dict[str, ChainCost]) -> int:
+def step_macs(step: RouteStep, family: Family, parts: dict[str, ChainCost]) -> int:
     if step.seam is not None:
         source, target = family.chains[step.seam.source], family.chains[step.seam.target]
         return seam_cost(source.layouts[step.seam.i], target.layouts[step.seam.j]).macs

@@ -60,7 +60,7 @@ def best_within(curve: Sequence[Point], macs: float) -> float:
     return max((top1 for cost, top1 in curve if cost <= macs), default=float("nan"))
 
 
-def cheapest_with(curve: Sequence[Point], top1: float) -> float:
+def smallest_with(curve: Sequence[Point], top1: float) -> float:
     """Fewest multiply-adds that reach an accuracy."""
     return min((cost for cost, found in curve if found >= top1), default=float("nan"))
 
@@ -72,7 +72,7 @@ def gains(curve: Sequence[Point], baseline: Sequence[Point], ends: tuple[Point, 
     highest = min(max(t for _, t in curve), max(t for _, t in baseline))
     lowest = max(min(curve)[1], min(baseline)[1])
     ratios = [
-        cheapest_with(baseline, level) / cheapest_with(curve, level)
+        smallest_with(baseline, level) / smallest_with(curve, level)
         for level in np.linspace(lowest, highest, LEVELS)
     ]
     return {

@@ -29,7 +29,8 @@ import tritonclient.http
 from record import write_record
 from tritonclient.utils import InferenceServerException
 
-from klas_zoo.building.exporting import choose, images_for, random_source
+from klas_zoo.building.exporting import images_for
+from klas_zoo.building.package_sources import choose, random_source
 from klas_zoo.exporters.family import export_family
 from klas_zoo.exporters.to_triton import TritonSettings, model_name, write_repository
 from klas_zoo.families.specs import find_family
@@ -152,10 +153,12 @@ def main() -> None:
     step = max(1, len(source.routes) // options.routes)
     names = [one.name for one in source.routes[::step]][: options.routes]
     source = choose(source, names=names)
-    images, described = images_for(spec, source, None, count=64, seed=options.seed)
+    images, described = images_for(spec, source, None, precision="fp32", count=64, seed=options.seed)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        package, _ = export_family(source, folder / "package", precision="fp32", images=images, threads=1)
+        package = export_family(
+            source, folder / "package", precision="fp32", images=images, threads=1
+        ).package
         references = package.references()
         write_repository(package, folder / "repository", TritonSettings(largest_batch=LARGEST))
         models = folder / "repository" / "models"

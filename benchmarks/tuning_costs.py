@@ -100,7 +100,7 @@ def work(out: Path, steps: int, batch: int, precision: str) -> None:
         while tuner.done < steps:
             losses.append(tuner.step(stream).last)
             ends.append(time.perf_counter())
-    if team.leads:
+    if team.is_main:
         seconds = [later - earlier for earlier, later in pairwise(ends[SKIPPED - 1 :])]
         out.write_text(json.dumps({"seconds": seconds, "losses": losses}))
     leave(team)

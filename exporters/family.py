@@ -1,115 +1,125 @@
 """A family as one package of ONNX graphs that share their weights: written, verified, then named.
 
 Everything happens in a folder beside the target, which is renamed when all of it was checked, so
-that a package is complete or not there. Graphs are cut out of the supernet and torch answers the
-images; engines are opened afterwards, one at a time.
+that a package is complete or not there. Graphs are cut out of the supernet and torch computes its logits
+first; engines are opened when the supernet is gone.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors.numpy import save
-from torch import Tensor
-
-from klas_zoo.errors import PackageError, VerificationError
-from klas_zoo.exporters.contract import Artifact, Compared, Verdict, judge
-from klas_zoo.exporters.manifest import FamilyFacts, FileEntry, Manifest, PackagedRoute
+from klas_zoo.errors import VerificationError
+from klas_zoo.exporters.contract import Artifact, Verdict
+from klas_zoo.exporters.fp16_graphs import write_fp16
+from klas_zoo.exporters.fp16_rounding import RoundedRun
+from klas_zoo.exporters.manifest import (
+    FamilyFacts,
+    Manifest,
+    PackagedRoute,
+    StoredSupernet,
+    StoredTensor,
+    graph_metadata,
+)
+from klas_zoo.exporters.onnx_session import verify_onnx
+from klas_zoo.exporters.opset import PORTABLE
 from klas_zoo.exporters.package import Package, write_manifest
-from klas_zoo.exporters.precision import converter, limits_for
+from klas_zoo.exporters.package_writing import entries, staging, write_references
+from klas_zoo.exporters.precision import Convert, converter
+from klas_zoo.exporters.reduced_precision import Half
+from klas_zoo.exporters.reference_logits import Labelled, Listener, ReferenceLogits, reference_logits
+from klas_zoo.exporters.stored_supernet import SUPERNET, moved, store_supernet
 from klas_zoo.exporters.to_onnx import RouteExporter
-from klas_zoo.exporters.verify import open_artifact
 from klas_zoo.exporters.weights import WeightsFile, check_written, drop_unnamed, write_graph
-from klas_zoo.files import make_directory, sha256_of, sync_directory
 from klas_zoo.memory import give_back, return_freed
-from klas_zoo.modes import evaluating
-from klas_zoo.profiles.devices import CPU_PROVIDER
 from klas_zoo.profiles.records import LatencyRecord
 from klas_zoo.routes import Route
+from klas_zoo.runtimes import CPU_PROVIDER
 from klas_zoo.supernet import Supernet
 
 WEIGHTS, REFERENCES = "weights.bin", "references.safetensors"
-_REFERENCE_BYTES = 2_500_000  # of images a package keeps, at least 2 and at most 16 of them
-
-Labelled = Callable[[], Iterable[tuple[Tensor, Tensor | None]]]
-"""Gives batches of images (B, C, H, W) and labels (B,) if they are known; the same ones each time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class PackageSource:
     """What a package is made of.
 
     Attributes:
         routes: what is known of each route; without files and verifications.
-        load: gives a supernet that has the routes it is told; called once, and let go of as soon as torch
+        load: gives a supernet that has the routes it is given; called once, and freed as soon as torch
             is not needed any more.
-        provenance: what the manifest is to tell about where all this comes from.
+        provenance: for the manifest: where all this comes from.
+        data: for the manifest: description and fingerprint of the images behind the accuracies.
     """
 
     facts: FamilyFacts
     routes: tuple[PackagedRoute, ...]
     load: Callable[[Sequence[Route]], Supernet]
     provenance: Mapping[str, Any]
+    data: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images:
+class Exported:
+    """A package that was written, and what became of every route.
+
+    Attributes:
+        reference, exporter: torch's logits and the translated supernet, for other precisions of the same routes.
+    """
+
+    package: Package
+    verdicts: list[Verdict]
+    reference: ReferenceLogits
+    exporter: RouteExporter
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationImages:
     """Real images: `test` to compare engines with torch on, `calibration` for int8 to find its ranges on."""
 
     test: Labelled
     calibration: Labelled
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answers:
-    """What torch answered: logits (N, classes) of every route, by its name, for the test images in order."""
-
-    logits: Mapping[str, np.ndarray]
-    test: Labelled
-
-    def compared(self, route: str) -> Iterator[Compared]:
-        start = 0
-        for images, labels in self.test():
-            stop = start + len(images)
-            yield images.numpy(), self.logits[route][start:stop], None if labels is None else labels.numpy()
-            start = stop
-
-
 Profile = Callable[[Path], Iterable[LatencyRecord]]
 """Times an engine, once for each batch size."""
-Listener = Callable[[str, str], None]
-"""Told the stage and the route as each is done."""
 
 
 def export_family(
-    source: Source,
+    source: PackageSource,
     out: Path,
     *,
     precision: str,
-    images: Images,
+    images: VerificationImages,
     provider: str = CPU_PROVIDER,
     threads: int | None = None,
+    torch_device: str = "cpu",
+    reference: ReferenceLogits | None = None,
+    exporter: RouteExporter | None = None,
+    supernet_routes: Sequence[PackagedRoute] | None = None,
     profile: Profile | None = None,
+    opset: int = PORTABLE,
+    weight_bits: int = 7,
     listener: Listener = lambda stage, route: None,
-) -> tuple[Package, list[Verdict]]:
-    """Writes a package of ONNX graphs, and gives it with what became of every route.
+) -> Exported:
+    """Writes a package of ONNX graphs.
 
     A route whose engine is too far from torch for its precision is left out.
 
     Args:
-        out: a folder that is not there yet, or is empty.
+        out: a folder that does not exist yet, or is empty.
         precision: fp32, fp16, bf16 or int8.
-        profile: times an engine. Default: what is known of the routes in fp32, which says nothing of
-            other precisions.
+        torch_device: that torch computes its reference logits on.
+        reference: of the same routes and images, where they were computed before.
+        exporter: of the same supernet, where it was translated before.
+        supernet_routes: store the supernet too, with these routes; fp32 only.
+        weight_bits: of int8, see `converter`.
+        opset: the newest whose operators the graphs may use; an exporter has its own.
+        profile: times an engine. Default: the latencies of the source's routes, which are those of fp32.
 
     Raises:
         ExportError: names the stage that failed.
@@ -118,32 +128,38 @@ def export_family(
         OSError: a file cannot be written.
     """
     with staging(out) as folder:
-        answers = _write(source, folder, precision, images, listener)
+        reference, exporter, tensors, rounded = _write(
+            source, folder, precision, images, reference, exporter, torch_device, supernet_routes is not None, threads,
+            opset, weight_bits, listener,
+        )  # fmt: skip
         give_back()  # all weights, before onnxruntime maps those of an engine
-        limits = limits_for(precision, source.facts.weights)
-
-        open_engine = partial(open_artifact, provider=provider, threads=threads)
-        verdicts = []
-        for one in source.routes:
-            artifact = Artifact(route=one.name, format="onnx", precision=precision, path=folder / file_of(one))
+        artifacts = [_artifact(one, precision, folder) for one in source.routes]
+        for artifact in artifacts:
             check_written(artifact.path)
-            verdicts.append(judge(artifact, open_engine, answers.compared(one.name), limits))
-            return_freed()
-            listener("verify", one.name)
+        verdicts = verify_onnx(
+            artifacts, reference, source.facts.weights, provider=provider, threads=threads, rounded=rounded,
+            listener=listener,
+        )  # fmt: skip
         routes = _kept(source.routes, verdicts)
-        if len(routes) < len(verdicts):
-            drop_unnamed(folder / WEIGHTS, [folder / str(one.file) for one in routes])
+        if len(routes) < len(verdicts) or any(one.fp32_residual for one in rounded.values()):
+            places = {one.offset: 4 * math.prod(one.shape) for one in tensors.values()}
+            offsets = drop_unnamed(folder / WEIGHTS, [folder / str(one.file) for one in routes], places)
+            tensors = moved(tensors, offsets)
         kept = _timed(routes, folder, precision, profile, listener)
-        write_references(folder / REFERENCES, answers, [one.name for one in kept])
+        write_references(folder / REFERENCES, reference, [one.name for one in kept])
+        stored = None
+        if supernet_routes is not None:
+            stored = StoredSupernet(file=SUPERNET, tensors=tensors, routes=tuple(supernet_routes))
         write_manifest(
             folder,
             Manifest(
                 format="onnx", precision=precision, family=source.facts, weights=WEIGHTS, references=REFERENCES,
-                routes=kept, files=entries(folder), provenance=source.provenance,
+                routes=kept, files=entries(folder), provenance=source.provenance, data=source.data, supernet=stored,
             ),
         )  # fmt: skip
         Package.open(folder)
-    return Package.open(out, content=False), verdicts
+    package = Package.open(out, content=False)
+    return Exported(package=package, verdicts=verdicts, reference=reference, exporter=exporter)
 
 
 def file_of(route: PackagedRoute) -> str:
@@ -151,49 +167,46 @@ def file_of(route: PackagedRoute) -> str:
     return f"{route.name}.onnx"
 
 
-def _write(source: Source, folder: Path, precision: str, images: Images, listener: Listener) -> Answers:
-    """What torch answers; graphs and weights."""
-    supernet = source.load([one.route for one in source.routes]).eval()
+def _write(
+    source: PackageSource, folder: Path, precision: str, images: VerificationImages,
+    reference: ReferenceLogits | None, exporter: RouteExporter | None, torch_device: str, with_supernet: bool,
+    threads: int | None, opset: int, weight_bits: int, listener: Listener,
+) -> tuple[ReferenceLogits, RouteExporter, dict[str, StoredTensor], dict[str, RoundedRun]]:  # fmt: skip
+    """The reference logits; graphs and weights; where the supernet's tensors are among them; what fp16 does."""
+    routes = [one.route for one in source.routes]
+    supernet = source.load(routes).eval()
     give_back()
-    answers = ask_torch(supernet, source.routes, images.test, listener)
-    return_freed()
-    _write_graphs(source, supernet, folder, precision, images, listener)
-    return answers
-
-
-def _write_graphs(
-    source: Source, supernet: Supernet, folder: Path, precision: str, images: Images, listener: Listener
-) -> None:
+    if reference is None:
+        reference = reference_logits(
+            supernet, routes, images.test, device=torch_device, folder=folder.parent, listener=listener
+        )
+        return_freed()
     facts = source.facts
-    wanted = [one.route for one in source.routes]
-    exporter = RouteExporter(supernet, facts.input_shape, converter(precision, images.calibration), wanted)
+    exporter = exporter or RouteExporter(supernet, facts.input_shape, routes=routes, opset=opset)
+    convert = converter(precision, images.calibration, weight_bits)
     listener("translate", "")
+    rounded: dict[str, RoundedRun] = {}
     with WeightsFile(folder / WEIGHTS) as weights:
         for one in source.routes:
-            about = {"family": facts.name, "route": one.name, "weights": facts.weights, "precision": precision}
-            write_graph(exporter.model(one.route), folder / file_of(one), weights, about)
+            artifact = _artifact(one, precision, folder)
+            about = graph_metadata(facts, one.name, precision)
+            about |= {"weight_bits": str(weight_bits)} if precision == "int8" else {}
+
+            def write(convert: Convert, route: Route = one.route, about: dict[str, str] = about) -> None:
+                write_graph(exporter.model(route, convert), folder / f"{route}.onnx", weights, about)
+                weights.flush()
+
+            if isinstance(convert, Half) and precision == "fp16":
+                rounded[one.name] = write_fp16(artifact, write, convert, reference, facts.weights, threads=threads)
+            else:
+                write(convert)
             listener("export", one.name)
+        tensors = store_supernet(supernet, weights, folder) if with_supernet else {}
+    return reference, exporter, tensors, rounded
 
 
-@torch.inference_mode()
-def ask_torch(
-    supernet: Supernet, routes: Iterable[PackagedRoute], test: Labelled, listener: Listener
-) -> Answers:
-    """The logits of every route; what routes begin with alike is computed once.
-
-    Raises:
-        VerificationError: there are no images.
-    """
-    wanted = [one.route for one in routes]
-    found: dict[str, list[np.ndarray]] = {str(route): [] for route in wanted}
-    with evaluating(supernet):
-        for images, _ in test():
-            for route, logits in supernet.forward_all(images, wanted):
-                found[str(route)].append(logits.float().numpy())
-            listener("torch", "")
-    if not all(found.values()):
-        raise VerificationError("There are no images to verify with: say --data DIR.")
-    return Answers(logits={name: np.concatenate(parts) for name, parts in found.items()}, test=test)
+def _artifact(one: PackagedRoute, precision: str, folder: Path) -> Artifact:
+    return Artifact(route=one.name, format="onnx", precision=precision, path=folder / file_of(one))
 
 
 def _kept(routes: Iterable[PackagedRoute], verdicts: list[Verdict]) -> tuple[PackagedRoute, ...]:
@@ -223,44 +236,3 @@ def _timed(
         timed.append(replace(one, latencies=found))
         listener("time", one.name)
     return tuple(timed)
-
-
-def write_references(file: Path, answers: Answers, routes: Iterable[str]) -> None:
-    """Keeps the first few images and what torch answered."""
-    images = np.concatenate([part.numpy() for part, _ in answers.test()])
-    count = min(len(images), 16, max(2, _REFERENCE_BYTES // images[0].nbytes))
-    tensors = {f"logits/{name}": np.ascontiguousarray(answers.logits[name][:count]) for name in routes}
-    # not save_file, which keeps the file from everybody but its owner
-    file.write_bytes(save({"images": np.ascontiguousarray(images[:count]), **tensors}))
-
-
-def entries(folder: Path) -> dict[str, FileEntry]:
-    """Size and SHA-256 of every file, each synced to the disk."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        found[path.name] = FileEntry(size_bytes=path.stat().st_size, sha256=sha256_of(path))
-    return found
-
-
-@contextmanager
-def staging(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` when the body is done, and is gone when it raises.
-
-    Raises:
-        PackageError: something stands at `out`.
-    """
-    out = out.absolute()
-    if os.path.lexists(out) and not (out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
-        raise PackageError(f"{out} is there already and is no empty folder: name another --out.")
-    make_directory(out.parent)
-    folder = out.with_name(f".{out.name}.{os.urandom(4).hex()}.part")
-    folder.mkdir()
-    try:
-        yield folder
-        sync_directory(folder)
-        folder.replace(out)  # an empty folder may be replaced
-        sync_directory(out.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

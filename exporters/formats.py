@@ -5,8 +5,9 @@ package of ONNX graphs: its module has a function
 
     derive(package: Package, folder: Path, options: Mapping[str, Any]) -> list[Verdict]
 
-that fills an empty folder, and judges what it made by `klas_zoo.exporters.contract`. Options are
-`format` and those that the format takes, as far as they were given.
+that fills an empty folder, and judges what it made by `klas_zoo.exporters.verification`. Options are
+`format`, those that the format takes, as far as they were given, and `reference`, the images and torch's
+logits that the package was verified with, where they are at hand.
 """
 
 from __future__ import annotations

@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from klas_zoo import hardware
 from klas_zoo.profiles.catalog import find_spec, unknown
+from klas_zoo.profiles.devices import device_name
 
 
 @dataclass(frozen=True, order=True)
@@ -28,13 +30,14 @@ class ComputeCapability:
 
     @classmethod
     def parse(cls, text: str) -> ComputeCapability:
-        """From a capability (`8.0`), its short form (`sm80`) or the name of a device (`a100`).
+        """From a capability (`8.0`), its short form (`sm80`) or the name of a device (`a100`, `cuda`).
 
         Raises:
+            AbsentDevice: `cuda`, and this machine has no GPU.
             UnknownName: it is none of these, or no CUDA device.
         """
         written = text.strip().lower()
-        spec = find_spec(written)
+        spec = find_spec(device_name(written))
         if spec and spec.compute_capability:
             written = spec.compute_capability
         found = re.fullmatch(r"(\d+)\.(\d)", written) or re.fullmatch(r"sm_?(\d+)(\d)", written)
@@ -45,8 +48,5 @@ class ComputeCapability:
 
 def present_capability() -> ComputeCapability | None:
     """Of this machine's first GPU; None where torch finds none."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    return ComputeCapability(*torch.cuda.get_device_capability(0))
+    found = hardware.present_capability()
+    return ComputeCapability.parse(found) if found else None

@@ -1,8 +1,9 @@
 """Static quantisation to int8 by onnxruntime's own quantiser, calibrated on real images.
 
-Weights are signed, symmetric, of seven bits, one scale for each output channel: they follow from the weights
+Weights are signed, symmetric, of seven bits or eight, one scale for each output channel: they follow from the weights
 alone, so that routes go on sharing them. Seven, because processors without VNNI add two products in 16 bits:
-255 · 64 · 2 fits, 255 · 127 · 2 does not, and what does not is cut off without a word. What a product reads is
+255 · 64 · 2 fits, 255 · 127 · 2 does not and saturates silently; eight for a target that is known to have it
+(`klas_zoo.hardware.has_dot_products`). benchmarks/README.md compares them. What a product reads is
 unsigned with a zero point, its range taken from the calibration images of each route. What it gives stays
 fp32, and so do biases, norms, attention, and everything from the last product on.
 
@@ -23,6 +24,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,32 @@ from klas_zoo.exporters.contract import stage
 from klas_zoo.exporters.to_onnx import INPUT, finish
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
+_AT_ONCE = 10
+"""Images that the calibrator sees at once: it keeps every activation of a batch until the batch has ended."""
 
 
-def quantised(model: ir.Model, name: str, calibration: Callable[[], Iterable[tuple[Tensor, Any]]]) -> ir.Model:
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """How numbers become eight bits.
+
+    Attributes:
+        weight_bits: 7 where a processor may add two products in 16 bits, 8 where none does.
+        signed: what a product reads is signed and symmetric, instead of unsigned with a zero point.
+    """
+
+    weight_bits: int = 7
+    signed: bool = False
+
+
+ANYWHERE = Scheme()
+
+
+def quantised(
+    model: ir.Model,
+    name: str,
+    calibration: Callable[[], Iterable[tuple[Tensor, Any]]],
+    scheme: Scheme = ANYWHERE,
+) -> ir.Model:
     """A route's graph with int8 weights and QDQ pairs around its matrix products.
 
     Args:
@@ -58,13 +83,14 @@ def quantised(model: ir.Model, name: str, calibration: Callable[[], Iterable[tup
             op_types_to_quantize=kinds,
             nodes_to_exclude=_last_product(model),
             per_channel=True,
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
+            reduce_range=scheme.weight_bits == 7,
+            activation_type=QuantType.QInt8 if scheme.signed else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
             extra_options={
                 "QuantizeBias": False,
                 "WeightSymmetric": True,
+                "ActivationSymmetric": scheme.signed,
                 "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
             },
         )
@@ -88,7 +114,7 @@ def _last_product(model: ir.Model) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser tells the root logger, and stdout, what it thinks of every graph."""
+    """Keeps the quantiser from logging advice on every graph, to the root logger and to stdout."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -106,8 +132,8 @@ class _Reader:
         self.rewind()
 
     def rewind(self) -> None:
-        self._left: Iterator[tuple[Tensor, Any]] = iter(self._batches())
+        self._left: Iterator[Tensor] = (part for images, _ in self._batches() for part in images.split(_AT_ONCE))
 
     def get_next(self) -> Mapping[str, np.ndarray] | None:
-        batch = next(self._left, None)
-        return None if batch is None else {INPUT: batch[0].numpy()}
+        images = next(self._left, None)
+        return None if images is None else {INPUT: images.numpy()}

@@ -1,40 +1,56 @@
-"""What a family package says of itself in `manifest.json`. Imports nothing heavy.
+"""The manifest of a package, `manifest.json`; `klas_zoo.exporters.manifest_reading` reads it. Imports nothing heavy.
 
-    {"schema_version": 1, "format": "onnx", "precision": "fp32",
-     "family":     name, input_shape, num_classes, weights, data_config, anchors
+    {"schema_version": 2, "format": "onnx", "precision": "fp32",
+     "family":     name, input_shape, num_classes, weights, data_config, anchors, classes
      "weights":    the one file that holds every route's weights; null where each engine holds its own
-     "references": real images, and what torch answers to them
-     "routes":     name, segments, file, MACs, accuracy, verification, latencies; cheapest first
+     "references": real images, and torch's logits for them
+     "routes":     name, segments, file, MACs, accuracy, verification, latencies; smallest first
+     "data":       the test images behind the accuracies: description and fingerprint; may be missing
+     "supernet":   where the tuned supernet's tensors are, and all of its routes; may be missing or null
      "files":      size and SHA-256 of every file but this one
-     "provenance": versions, hardware, images, command, dates}
+     "provenance": versions, hardware, images, dates
+     "sha256":     of the manifest itself without this field, as JSON with sorted keys}
+
+So every byte of a package is under a hash: of its other files here, and of this file in itself. The SHA-256 of the
+whole file is the package's digest, under which a registry stores it. Manifests of schema 1 have no `sha256`.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
-from klas_zoo.errors import DamagedPackage, NewerPackage
+from msgspec import Meta
+
 from klas_zoo.exporters.records import Verification
+from klas_zoo.files import sealed
 from klas_zoo.profiles.records import LatencyRecord
+from klas_zoo.reading import Count, Percent, Sha256, Text
 from klas_zoo.routes import Route
-from klas_zoo.stored import is_plain_name, is_sha256, refuse_newer, schema_of
+from klas_zoo.runtimes import NOT_RUN, VERIFIED
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+FIRST_SEALED_SCHEMA = 2
+"""From which on a manifest has its own SHA-256."""
 MANIFEST = "manifest.json"
-NOT_RUN = "built, not run"
 GRAPH_FORMATS = ("onnx", "model-package")
 """In which every route is an ONNX graph that reads the one weights file."""
+PREPROCESSING = "preprocessing"
+"""The key of a graph's metadata under which it says how images are prepared."""
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+_MOST_VALUES = 2**28  # of one image: a gigabyte
+_Edge = Annotated[int, Meta(ge=1, le=2**16)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
     """A file as it was when the package was written."""
 
-    size_bytes: int
-    sha256: str
+    size_bytes: Count
+    sha256: Sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +59,45 @@ class FamilyFacts:
 
     Attributes:
         input_shape: one image, (C, H, W).
-        weights: `random` when nobody trained the anchors, so that accuracies mean nothing.
+        weights: `random` for untrained anchors, so that accuracies mean nothing.
         data_config: how images are scaled, cropped and normalised, as timm says it.
-        anchors: cheapest first; `name`, `depth`, and timm's `model` and `arguments` where it is one of timm's.
+        anchors: smallest first; `name`, `depth`, timm's `model` and `arguments` where it is one of timm's, and
+            `weights`: the `source`, `url` and `license` of its weights, where they are known.
+        classes: names by number; empty where they are not known.
     """
 
-    name: str
-    input_shape: tuple[int, ...]
-    num_classes: int
+    name: Text
+    input_shape: Annotated[tuple[_Edge, ...], Meta(min_length=3, max_length=3)]
+    num_classes: Annotated[int, Meta(ge=1, le=10**7)]
     weights: Literal["pretrained", "random"]
     data_config: Mapping[str, Any]
     anchors: tuple[Mapping[str, Any], ...]
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_printable("its name", self.name)
+        if len(self.classes) > self.num_classes:
+            raise ValueError(f"it names {len(self.classes)} classes of {self.num_classes}")
+        if math.prod(self.input_shape) > _MOST_VALUES:
+            raise ValueError(f"an image of {' × '.join(map(str, self.input_shape))} is too large")
+        for one in self.anchors:
+            depth = one.get("depth")
+            if not isinstance(one.get("name"), str) or not one["name"] or type(depth) is not int or depth < 1:
+                raise ValueError(f"an anchor has no name or depth: {one!r:.80}")
+            _check_printable("an anchor", one["name"])
+        for name in ("mean", "std"):
+            _check_channels(name, self.data_config.get(name))
+
+
+def graph_metadata(facts: FamilyFacts, route: str, precision: str) -> dict[str, str]:
+    """What the metadata of an ONNX graph say, for programs that have the graph alone.
+
+    `preprocessing` is JSON: the `data_config` of the family.
+    """
+    prepared = json.dumps(dict(facts.data_config), sort_keys=True)
+    return {
+        "family": facts.name, "route": route, "weights": facts.weights, "precision": precision, PREPROCESSING: prepared,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +112,21 @@ class PackagedRoute:
     """
 
     route: Route
-    file: str | None
-    macs: int
-    parameters: int
-    top1: float | None
-    images: int
+    file: Text | None
+    macs: Count
+    parameters: Count
+    top1: Percent | None
+    images: Count
     on_frontier: bool
     verification: Verification | None
-    latencies: tuple[LatencyRecord, ...] = ()
+    latencies: tuple[LatencyRecord, ...]
+
+    def __post_init__(self) -> None:
+        _check_printable("a route", self.name)
+        if self.verification is not None and not (
+            self.verification.passed and math.isfinite(self.verification.tolerance)
+        ):
+            raise ValueError("its verification did not pass")
 
     @property
     def name(self) -> str:
@@ -84,21 +135,65 @@ class PackagedRoute:
     @property
     def status(self) -> str:
         """`verified`, or `built, not run`: what was found to be another function is in no package."""
-        return "verified" if self.verification is not None else NOT_RUN
+        return VERIFIED if self.verification is not None else NOT_RUN
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """Where a float32 tensor of a supernet is in the package's weights file.
+
+    Attributes:
+        offset: in bytes.
+        shape: as the supernet has it; the file holds it the other way round where it is `transposed`.
+    """
+
+    offset: Count
+    shape: tuple[Count, ...]
+    transposed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSupernet:
+    """The tuned supernet of a package; see klas_zoo.exporters.stored_supernet.
+
+    Attributes:
+        file: holds the tensors that are not among the graphs' weights.
+        tensors: the others, by their names in the supernet.
+        routes: all that were tuned, whether or not they have an engine.
+    """
+
+    file: Text
+    tensors: Mapping[str, StoredTensor]
+    routes: tuple[PackagedRoute, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            "tensors": {name: vars(one) for name, one in self.tensors.items()},
+            "routes": [route_to_json(one) for one in self.routes],
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything `manifest.json` holds."""
 
-    format: str
+    format: Text
     precision: str
     family: FamilyFacts
-    weights: str | None
-    references: str
-    routes: tuple[PackagedRoute, ...]
+    weights: Text | None
+    references: Text
+    routes: Annotated[tuple[PackagedRoute, ...], Meta(min_length=1)]
     files: Mapping[str, FileEntry]
     provenance: Mapping[str, Any]
+    data: Mapping[str, str] = field(default_factory=dict)
+    supernet: StoredSupernet | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"its precision is {self.precision!r}, not one of {', '.join(PRECISIONS)}")
+        if len({one.route for one in self.routes}) < len(self.routes):
+            raise ValueError("routes are named twice")
 
     def to_json(self) -> dict[str, Any]:
         plain = {name: getattr(self, name) for name in ("format", "precision", "weights", "references", "provenance")}
@@ -107,8 +202,15 @@ class Manifest:
             **plain,
             "family": asdict(self.family),
             "routes": [route_to_json(one) for one in self.routes],
+            "data": dict(self.data),
+            "supernet": None if self.supernet is None else self.supernet.to_json(),
             "files": {name: vars(entry) for name, entry in self.files.items()},
         }
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """What `manifest.json` holds."""
+    return sealed(manifest.to_json())
 
 
 def route_to_json(one: PackagedRoute) -> dict[str, Any]:
@@ -119,117 +221,21 @@ def route_to_json(one: PackagedRoute) -> dict[str, Any]:
         "segments": one.route.to_json(),
         "status": one.status,
         "verification": None if one.verification is None else vars(one.verification),
-        "latencies": [asdict(latency) for latency in one.latencies],
+        "latencies": [latency.to_json() for latency in one.latencies],
     }
 
 
-def read_manifest(table: Any, where: str) -> Manifest:
-    """Checks what JSON gave, and that every file it names is one that lies in the package itself.
-
-    Args:
-        where: the manifest's path, for messages.
-
-    Raises:
-        NewerPackage: a newer klas-zoo wrote it.
-        DamagedPackage: it is no manifest, names a file that cannot be in the folder, or leaves one out.
-    """
-    version = schema_of(table)
-    if version is None:
-        raise DamagedPackage(f"{where} is no manifest of a package: it has no schema_version.")
-    refuse_newer(version, SCHEMA_VERSION, where, NewerPackage)
-    try:
-        manifest = _manifest(table)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise DamagedPackage(f"{where} cannot be understood ({type(error).__name__}: {error}).") from error
-    _check_names(manifest, where)
-    return manifest
+def _check_channels(name: str, values: Any) -> None:
+    """Of a data configuration: what images are scaled with, where it says so."""
+    if values is None:
+        return
+    # abs: an integer can be too long for isfinite
+    plain = isinstance(values, (list, tuple)) and all(type(one) in (int, float) and abs(one) <= 1e9 for one in values)
+    if not plain or (name == "std" and min(values, default=0) <= 0):
+        raise ValueError(f"{name} of its data_config is {values!r:.80}")
 
 
-def _manifest(table: Mapping[str, Any]) -> Manifest:
-    family = table["family"]
-    shape = tuple(family["input_shape"])
-    if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
-        raise ValueError(f"input_shape {shape}")
-    if family["weights"] not in ("pretrained", "random"):
-        raise ValueError(f"weights {family['weights']!r}")
-    routes = tuple(map(route_from_json, table["routes"]))
-    if not routes or len({one.name for one in routes}) < len(routes):
-        raise ValueError("routes are missing or named twice")
-    return Manifest(
-        format=_text(table["format"]),
-        precision=_text(table["precision"]),
-        family=FamilyFacts(
-            name=_text(family["name"]),
-            input_shape=shape,
-            num_classes=_count(family["num_classes"]),
-            weights=family["weights"],
-            data_config=dict(family["data_config"]),
-            anchors=tuple(dict(anchor) for anchor in family["anchors"]),
-        ),
-        weights=None if table["weights"] is None else _text(table["weights"]),
-        references=_text(table["references"]),
-        routes=routes,
-        files={
-            _text(name): FileEntry(size_bytes=_count(entry["size_bytes"]), sha256=_text(entry["sha256"]))
-            for name, entry in table["files"].items()
-        },
-        provenance=dict(table["provenance"]),
-    )
-
-
-def route_from_json(table: Mapping[str, Any]) -> PackagedRoute:
-    """
-    Raises:
-        KeyError, TypeError, ValueError: it is not what `route_to_json` gives, or did not pass.
-    """
-    route = Route.from_json(table["segments"])
-    if table["route"] != str(route):
-        raise ValueError(f"a route {table['route']!r} with the segments of {route}")
-    seen, top1 = table["verification"], table["top1"]
-    verification = None if seen is None else Verification.from_json(seen)
-    if verification is not None and not verification.passed:
-        raise ValueError(f"the route {route} did not pass its verification")
-    return PackagedRoute(
-        route=route,
-        file=None if table["file"] is None else _text(table["file"]),
-        macs=_count(table["macs"]),
-        parameters=_count(table["parameters"]),
-        top1=None if top1 is None else float(top1),
-        images=_count(table["images"]),
-        on_frontier=bool(table["on_frontier"]),
-        verification=verification,
-        latencies=tuple(_latency(one) for one in table["latencies"]),
-    )
-
-
-def _latency(table: Mapping[str, Any]) -> LatencyRecord:
-    known = {field.name: table[field.name] for field in fields(LatencyRecord) if field.name in table}
-    return LatencyRecord(**{**known, "shape": tuple(table["shape"])})
-
-
-def _check_names(manifest: Manifest, where: str) -> None:
-    for name, entry in manifest.files.items():
-        if not is_plain_name(name) or name == MANIFEST:
-            raise DamagedPackage(f"{where} names a file {name!r}, which is no plain file of the package's own folder.")
-        if not is_sha256(entry.sha256):
-            raise DamagedPackage(f"{where} has no SHA-256 of {name}.")
-    if manifest.weights is None and manifest.format in (*GRAPH_FORMATS, "torch"):
-        raise DamagedPackage(f"{where} names no weights.")
-    named = [("references", manifest.references)]
-    named += [("weights", manifest.weights)] if manifest.weights is not None else []
-    named += [(f"route {one.name}", one.file) for one in manifest.routes if one.file is not None]
-    for what, name in named:
-        if name not in manifest.files:
-            raise DamagedPackage(f"{where} names {name!r} for its {what}, and no such file among its files.")
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise TypeError(f"a text was expected, not {value!r}")
-    return value
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise TypeError(f"a number from zero on was expected, not {value!r}")
-    return value
+def _check_printable(what: str, text: str) -> None:
+    """Names are shown in terminals, and stand in error messages of one line."""
+    if not text.isprintable():
+        raise ValueError(f"{what} is named {ascii(text)[:80]}, which no terminal shows")

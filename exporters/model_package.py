@@ -10,7 +10,8 @@ stand in `additional_metadata`, for the application to choose its route by.
 The asset's digest is the SHA-256 of a text with a line for each file, sorted, as sha256sum writes it.
 
 The additional metadata of the package and of its components together are the manifest of a package of our own,
-by which it is checked again: `read_model_package` gives the asset as a `Package`.
+by which it is checked again: `read_model_package` gives the asset as a `Package`. Their `sha256` is that of
+the whole `manifest.json` without it.
 """
 
 from __future__ import annotations
@@ -19,20 +20,31 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from klas_zoo.errors import DamagedPackage
-from klas_zoo.exporters.contract import Artifact, Verdict, judge, of_references
-from klas_zoo.exporters.manifest import MANIFEST, Manifest, PackagedRoute, read_manifest, route_to_json
-from klas_zoo.exporters.package import Package
-from klas_zoo.exporters.precision import limits_for
-from klas_zoo.exporters.verify import open_artifact
-from klas_zoo.files import replacing
-from klas_zoo.profiles.devices import CPU_PROVIDER, CUDA_PROVIDER
+from klas_zoo.exporters.contract import Artifact, Verdict
+from klas_zoo.exporters.manifest import (
+    FIRST_SEALED_SCHEMA,
+    MANIFEST,
+    SCHEMA_VERSION,
+    Manifest,
+    PackagedRoute,
+    route_to_json,
+)
+from klas_zoo.exporters.manifest_reading import read_manifest
+from klas_zoo.exporters.onnx_session import open_onnx
+from klas_zoo.exporters.package import Package, not_as_written
+from klas_zoo.exporters.package_verification import verify_routes
+from klas_zoo.files import json_text, replacing, seal_of
+from klas_zoo.reading import schema_of
+from klas_zoo.runtimes import CPU_PROVIDER, CUDA_PROVIDER
 
 FORMAT = "model-package"
+_SEAL = "sha256"
 _VARIANTS = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}
 
 
@@ -48,10 +60,15 @@ def derive(package: Package, folder: Path, options: Mapping[str, Any]) -> list[V
     asset.mkdir(parents=True)
     for name in manifest.files:
         shutil.copyfile(package.folder / name, asset / name)
-    text = json.dumps(_manifest(manifest), indent=1, sort_keys=True) + "\n"
     with replacing(folder / MANIFEST) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return [_judged(package, one, asset) for one in package.routes]
+        temporary.write_text(_text(manifest), encoding="utf-8")
+    artifacts = [
+        Artifact(
+            route=one.name, format=FORMAT, precision=manifest.precision, path=asset / package.engine(one).name
+        )
+        for one in package.routes
+    ]
+    return verify_routes(package, artifacts, partial(open_onnx, provider=CPU_PROVIDER, threads=None))
 
 
 def is_model_package(table: Any) -> bool:
@@ -59,11 +76,12 @@ def is_model_package(table: Any) -> bool:
     return isinstance(table, dict) and "components" in table
 
 
-def read_model_package(folder: Path, table: Mapping[str, Any]) -> Package:
+def read_model_package(folder: Path, table: Mapping[str, Any], digest: str) -> Package:
     """The asset of a model package, checked as `Package.open` checks ours.
 
     Args:
         table: what its `manifest.json` holds.
+        digest: the SHA-256 of that file.
 
     Raises:
         NewerPackage: a newer klas-zoo wrote it.
@@ -74,9 +92,10 @@ def read_model_package(folder: Path, table: Mapping[str, Any]) -> Package:
     components, about = table["components"], table.get("additional_metadata")
     if not isinstance(about, dict) or "files" not in about or not isinstance(components, dict):
         raise DamagedPackage(f"{where} is no model package that klas-zoo wrote: it has no metadata of a family.")
+    _check_seal(folder / MANIFEST, table, digest)
     routes = [one.get("additional_metadata") if isinstance(one, dict) else None for one in components.values()]
     manifest = read_manifest({**about, "format": FORMAT, "routes": routes}, where)
-    # components are sorted by name, routes of a package from cheap to dear
+    # components are sorted by name, routes of a package from small to large
     manifest = replace(manifest, routes=tuple(sorted(manifest.routes, key=lambda one: one.macs)))
     expected = json.loads(json.dumps(_manifest(manifest)["components"]))
     for name, component in components.items():
@@ -86,9 +105,19 @@ def read_model_package(folder: Path, table: Mapping[str, Any]) -> Package:
     for place in (asset.parent, asset):
         if place.is_symlink() or not place.is_dir():
             raise DamagedPackage(f"{place} is missing, or no folder of the package's own. Copy the package again.")
-    package = Package(asset, manifest)
+    package = Package(asset, manifest, digest)
     package.check(content=True)
     return package
+
+
+def _check_seal(path: Path, table: Mapping[str, Any], digest: str) -> None:
+    about = table["additional_metadata"]
+    if not FIRST_SEALED_SCHEMA <= (schema_of(about) or 0) <= SCHEMA_VERSION:
+        return
+    others = {key: value for key, value in about.items() if key != _SEAL}
+    whole = hashlib.sha256(json_text(table).encode()).hexdigest() == digest
+    if not whole or about.get(_SEAL) != seal_of({**table, "additional_metadata": others}):
+        raise not_as_written(path)
 
 
 def _asset(folder: Path, manifest: Manifest) -> Path:
@@ -103,6 +132,12 @@ def asset_uri(hashes: Mapping[str, str]) -> str:
     """onnxruntime's name of a shared asset, from the SHA-256 of each of its files."""
     lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(hashes.items()))
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+def _text(manifest: Manifest) -> str:
+    table = _manifest(manifest)
+    about = {**table["additional_metadata"], _SEAL: seal_of(table)}
+    return json_text({**table, "additional_metadata": about})
 
 
 def _manifest(manifest: Manifest) -> dict[str, Any]:
@@ -121,7 +156,7 @@ def _manifest(manifest: Manifest) -> dict[str, Any]:
 
 def _component(route: PackagedRoute, uri: str) -> dict[str, Any]:
     def of_device(device: str, provider: str) -> dict[str, Any]:
-        latencies = [asdict(one) for one in route.latencies if one.provider == provider]
+        latencies = [one.to_json() for one in route.latencies if one.provider == provider]
         return {
             "ep": provider,
             "additional_metadata": {"device": device, "latencies": latencies},
@@ -132,16 +167,3 @@ def _component(route: PackagedRoute, uri: str) -> dict[str, Any]:
         "variants": {device: of_device(device, provider) for device, provider in _VARIANTS.items()},
         "additional_metadata": route_to_json(route),
     }
-
-
-def _judged(package: Package, route: PackagedRoute, asset: Path) -> Verdict:
-    precision = package.manifest.precision
-    artifact = Artifact(
-        route=route.name, format=FORMAT, precision=precision, path=asset / package.engine(route).name
-    )
-    return judge(
-        artifact,
-        lambda one: open_artifact(one, provider=CPU_PROVIDER, threads=None),
-        of_references(package.references(), route.name),
-        limits_for(precision, package.manifest.family.weights),
-    )

@@ -3,11 +3,11 @@
 Translating is what takes time: 5 s of processor time for a network of eight blocks. So a
 supernet is translated once, every chain and stitching layer in one graph, and a route is cut
 out of a copy in 0.1 s: what reads the target's features at a seam is made to read the stitching
-layer instead, the last anchor's logits become the only output, and what nobody reads is dropped.
+layer instead, the last anchor's logits become the only output, and what nothing reads is dropped.
 
-Opset 23 is the first with attention as one operator. onnxruntime runs it on a CPU 4 to 11 %
-faster than the products and softmax of opset 20, which it does not fuse. onnxruntime 1.24 ran
-it on the CPU whatever the provider (its issue 28025); 1.31 has it for CUDA.
+Graphs are written for as many readers as possible (`exporters.opset`): in opset 18 with attention as products and a
+softmax, unless attention is asked for as the one operator of opset 23; norms that are affine are folded into products.
+onnxruntime 1.24 ran that operator on the CPU whatever the provider (its issue 28025); 1.31 has it for CUDA.
 """
 
 from __future__ import annotations
@@ -23,20 +23,26 @@ from onnx_ir.passes import common as passes
 from onnxscript.optimizer import optimize
 from torch import Tensor, nn
 
-from klas_zoo.chains import Shape
+from klas_zoo.chains import Shape, evaluating
 from klas_zoo.errors import ExportError
+from klas_zoo.exporters.capturing import BATCH, capture
 from klas_zoo.exporters.contract import stage
+from klas_zoo.exporters.folding import fold_norms
+from klas_zoo.exporters.opset import PORTABLE, settle_opset
 from klas_zoo.files import replacing
-from klas_zoo.modes import evaluating
+from klas_zoo.route_tensors import graph_name
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
 
-OPSET = 23
-INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+Convert = Callable[[ir.Model, str], ir.Model]
+"""The graph of a route, which it may change, and the route's name → the graph to be written."""
+INPUT, OUTPUT = "images", "logits"
 MOST_BYTES = 2**31 - 1  # of one protobuf message
 
 
-def export(module: nn.Module, input_shape: Shape, path: Path, *, metadata: Mapping[str, str]) -> None:
+def export(
+    module: nn.Module, input_shape: Shape, path: Path, *, metadata: Mapping[str, str], opset: int = PORTABLE
+) -> None:
     """Writes a network as one ONNX file that takes batches of any size.
 
     The same weights give the same bytes.
@@ -45,12 +51,13 @@ def export(module: nn.Module, input_shape: Shape, path: Path, *, metadata: Mappi
         module: images (B, C, H, W) → logits (B, classes).
         input_shape: (C, H, W) of one image.
         metadata: written into the file, for programs that read it.
+        opset: the newest whose operators may be used; the file is in the oldest that has them.
 
     Raises:
         ExportError: names the stage that failed: capture, translate, check, or the file's size.
         OSError: the file cannot be written.
     """
-    _write(_translate(module, input_shape, [OUTPUT], path.name), path, metadata)
+    _write(_translate(module, input_shape, [OUTPUT], path.name, opset), path, metadata)
 
 
 class RouteExporter:
@@ -62,6 +69,7 @@ class RouteExporter:
         convert: turns the graph of a route and its name into the graph to be written, as in another precision;
             may change the graph in place. Default: as it is.
         routes: those of the supernet that will be asked for. Default: all.
+        opset: the newest whose operators may be used.
 
     Raises:
         ExportError: as `export`.
@@ -71,12 +79,14 @@ class RouteExporter:
         self,
         supernet: Supernet,
         input_shape: Shape,
-        convert: Callable[[ir.Model, str], ir.Model] = lambda model, name: model,
+        convert: Convert = lambda model, name: model,
         routes: Iterable[Route] | None = None,
+        opset: int = PORTABLE,
     ) -> None:
+        self.opset = opset
         self._supernet, self._input_shape, self._convert = supernet, input_shape, convert
         everything = _Everything(supernet, supernet.routes if routes is None else routes)
-        self._model = _translate(everything, input_shape, everything.names, "the supernet")
+        self._model = _translate(everything, input_shape, everything.names, "the supernet", opset)
 
     def export(self, route: Route, path: Path, *, metadata: Mapping[str, str]) -> None:
         """Writes a route as `export` would.
@@ -87,25 +97,44 @@ class RouteExporter:
         """
         _write(self.model(route), path, metadata)
 
-    def model(self, route: Route) -> ir.Model:
+    def model(self, route: Route, convert: Convert | None = None) -> ir.Model:
         """A route as a graph of its own, whose weights are those of the supernet and of every other route.
+
+        Args:
+            convert: as for the exporter, for this graph.
 
         Raises:
             ExportError: names the stage that failed.
         """
-        if len({segment.anchor for segment in route.segments}) < len(route.segments):
-            # one copy of an anchor cannot be wired into a route at two places
-            model = _translate(self._supernet.network(route), self._input_shape, [OUTPUT], str(route))
-            return self._convert(model, str(route))
+        convert = convert or self._convert
+        own = self._own_tensors(route)
+        if own is None or len({segment.anchor for segment in route.segments}) < len(route.segments):
+            # the shared graph has not the route's own operators, and no anchor at two places of one route
+            network = self._supernet.network(route)
+            model = _translate(network, self._input_shape, [OUTPUT], str(route), self.opset)
+            return convert(model, str(route))
         model = self._model.clone()
         values = ir.convenience.create_value_mapping(model.graph)
-        model.graph.outputs[:] = [values[_logits(route.segments[-1].anchor)]]
+        last = route.segments[-1].anchor
+        original = route.is_anchor and f"anchor_{last}" in self._supernet.originals
+        model.graph.outputs[:] = [values[_logits(last, original=original)]]
         for seam in route.seams:
             features = values[_features(seam.target, seam.j)]
             ir.convenience.replace_all_uses_with(features, values[str(seam)])
         passes.RemoveUnusedNodesPass()(model)
         model.graph.sort()
-        return self._convert(model, str(route))
+        for name, tensor in own.items():
+            model.graph.initializers[name].const_value = ir.tensor(tensor.detach().cpu().numpy(), name=name)
+        return convert(model, str(route))
+
+    def _own_tensors(self, route: Route) -> dict[str, Tensor] | None:
+        """A route's own tensors by the names of the shared ones in the graph; None where they are no such tensors."""
+        found = self._supernet.own_tensors(route)
+        if found is None:
+            return {}
+        chain = f"supernet.chains.anchor_{route.segments[-1].anchor}"
+        named = {f"{chain}.{graph_name(name)}": tensor for name, tensor in found.values.items()}
+        return named if named.keys() <= self._model.graph.initializers.keys() else None
 
 
 class _Everything(nn.Module):
@@ -120,10 +149,13 @@ class _Everything(nn.Module):
         self.supernet = supernet
         wanted = tuple(routes)
         self.anchors = sorted({segment.anchor for route in wanted for segment in route.segments})
+        # anchors that run with other weights than their stitches do
+        self.originals = [name for name in self.anchors if f"anchor_{name}" in supernet.originals]
         self.seams = sorted({seam for route in wanted for seam in route.seams})
         features = sorted({(seam.target, seam.j) for seam in self.seams})
         self.names = [
             *map(_logits, self.anchors),
+            *(_logits(name, original=True) for name in self.originals),
             *(_features(*position) for position in features),
             *map(str, self.seams),
         ]
@@ -135,6 +167,8 @@ class _Everything(nn.Module):
             for position, features in enumerate(chain.walk(images)):
                 found[_features(anchor, position)] = features
             found[_logits(anchor)] = chain.head(features)
+        for name in self.originals:
+            found[_logits(name, original=True)] = self.supernet.originals[f"anchor_{name}"](images)
         for seam in self.seams:
             found[str(seam)] = self.supernet.stitch(seam)(found[_features(seam.source, seam.i)])
         return tuple(found[name] for name in self.names)
@@ -145,23 +179,20 @@ def _features(anchor: str, position: int) -> str:
     return f"{anchor}:{position}"
 
 
-def _logits(anchor: str) -> str:
-    return f"{anchor}:{OUTPUT}"
+def _logits(anchor: str, *, original: bool = False) -> str:
+    return f"{anchor}:{'original:' if original else ''}{OUTPUT}"
 
 
-def _translate(module: nn.Module, input_shape: Shape, outputs: Sequence[str], what: str) -> ir.Model:
+def _translate(module: nn.Module, input_shape: Shape, outputs: Sequence[str], what: str, opset: int) -> ir.Model:
     """A network as an ONNX graph, optimised, with nothing in it but what computes."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    # torch takes a batch of 0 or 1 for a constant; any other number stands for all
-    images = torch.zeros(2, *input_shape, device=device)
     with evaluating(module), torch.no_grad():
         with stage("capture", what):
-            program = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim(BATCH)},))
+            program = capture(module, input_shape, opset)
         with stage("translate", what):
             translated = torch.onnx.export(
                 program,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=[INPUT],
                 output_names=outputs,
                 optimize=False,
@@ -173,6 +204,7 @@ def _translate(module: nn.Module, input_shape: Shape, outputs: Sequence[str], wh
     with stage("optimise", what):
         _transpose_weights(model)
         optimize(model)
+        fold_norms(model)
     first, model = model, model.clone()
     # modules of torch and onnxscript remember parts of what they translated, and with them all weights
     for value in (*weights, *first.graph.initializers.values()):
@@ -219,6 +251,7 @@ def finish(model: ir.Model, metadata: Mapping[str, str]) -> onnx.ModelProto:
     proto = ir.to_proto(model)
     # shapes in between: every reader infers them again
     del proto.graph.value_info[:]
+    settle_opset(proto)
     return proto
 
 

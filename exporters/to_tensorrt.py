@@ -20,10 +20,11 @@ from typing import Any
 from klas_zoo.errors import ExportError, UsageError
 from klas_zoo.exporters.contract import stage
 from klas_zoo.exporters.gpu_targets import ComputeCapability, present_capability
-from klas_zoo.exporters.plans import BatchRange, PlanRecord, write_record
 from klas_zoo.exporters.trt_graph import for_tensorrt
-from klas_zoo.exporters.trt_library import Library, find_library
 from klas_zoo.files import replacing, sha256_of
+from klas_zoo.hardware import present_gpu
+from klas_zoo.runtimes.plans import BatchRange, PlanRecord, write_record
+from klas_zoo.runtimes.trt import Library, find_library
 
 ONE_TO_32 = BatchRange(smallest=1, usual=8, largest=32)
 
@@ -89,6 +90,7 @@ def build_plan(graph: Path, engine: Path, settings: PlanSettings) -> PlanRecord:
         graph_sha256=sha256_of(graph),
         sha256=sha256_of(engine),
         size_bytes=engine.stat().st_size,
+        gpu=present_gpu() if settings.runtime == "tensorrt" else None,
     )
     write_record(engine, record)
     return record
@@ -168,15 +170,18 @@ def _configuration(
         kept = b""
         with contextlib.suppress(FileNotFoundError):
             kept = settings.timing_cache.read_bytes()
-        # measurements of another GPU or version are no use; the library drops them
-        config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=False)
+        # measurements of another GPU or version are of no use: the library refuses them, and an empty cache takes over
+        if not config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=False):
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     return config
 
 
 def _keep_timings(config: Any, settings: PlanSettings) -> None:
-    if settings.timing_cache is not None:
+    # an engine that is built is worth more than its timings: a library without any must not end the build here
+    timings = config.get_timing_cache() if settings.timing_cache is not None else None
+    if settings.timing_cache is not None and timings is not None:
         with replacing(settings.timing_cache) as temporary:
-            temporary.write_bytes(config.get_timing_cache().serialize())
+            temporary.write_bytes(timings.serialize())
 
 
 def _why_not(library: Library, graph: Path, settings: PlanSettings) -> str:

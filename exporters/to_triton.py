@@ -1,6 +1,7 @@
 """A family package as a model repository of NVIDIA's Triton Inference Server.
 
     OUT/family/             the package, once
+    OUT/repository.json     size and hash of every file under models, for `klas-zoo verify OUT`
     OUT/models/             what `tritonserver --model-repository` is given
         FAMILY/             all routes behind one name: a request says `latency_ms`, or `route`
             config.pbtxt
@@ -28,16 +29,21 @@ from klas_zoo.exporters.contract import Artifact, Verdict
 from klas_zoo.exporters.manifest import MANIFEST, PackagedRoute
 from klas_zoo.exporters.package import Package
 from klas_zoo.exporters.pbtxt import Word, entries, to_text
-from klas_zoo.exporters.plans import check_file, read_record
+from klas_zoo.exporters.triton_repository import CONFIG, write_record
 from klas_zoo.files import replacing
+from klas_zoo.runtimes.plans import check_file, read_record
 
-FAMILY, MODELS, CONFIG = "family", "models", "config.pbtxt"
+FAMILY, MODELS = "family", "models"
 _ELASTIC_MODEL = '''"""All routes of a family behind one name; see klas_zoo.serving."""
 
 from klas_zoo.serving.triton_model import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''
+
+
+# config.pbtxt is the place to change these: they are the server's business, not the package's
+_QUEUE_DELAY_US, _THREADS = 100, 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,24 +53,16 @@ class TritonSettings:
     Attributes:
         copy: give every model files of its own instead of links.
         largest_batch: of one execution; requests are merged up to it.
-        queue_delay_us: how long a request waits for others, microseconds.
-        instances: executions of one model at the same time.
-        gpu: run on GPUs instead of the CPU.
-        threads: of one instance on the CPU.
         plans: folders of TensorRT engines, one for each compute capability; empty: ONNX graphs are run.
     """
 
     copy: bool = False
     largest_batch: int = 32
-    queue_delay_us: int = 100
-    instances: int = 1
-    gpu: bool = False
-    threads: int = 1
     plans: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
-        if min(self.largest_batch, self.instances, self.threads) < 1 or self.queue_delay_us < 0:
-            raise UsageError("Triton's batches, instances and threads are at least 1, its delay is not negative.")
+        if self.largest_batch < 1:
+            raise UsageError(f"Triton's largest batch is at least 1, not {self.largest_batch}.")
 
 
 def derive(package: Package, folder: Path, options: Mapping[str, Any]) -> list[Verdict]:
@@ -110,6 +108,7 @@ def write_repository(package: Package, folder: Path, settings: TritonSettings) -
     _write(elastic / CONFIG, to_text(elastic_config(copied, settings)))
     _write(elastic / "1" / "model.py", _ELASTIC_MODEL)
     _place(family, elastic / "1" / FAMILY, settings.copy)
+    write_record(folder)
     return verdicts
 
 
@@ -125,14 +124,14 @@ def route_config(
     about = {"family": package.manifest.family.name, "route": route.name, "precision": package.manifest.precision}
     if route.top1 is not None:
         about["top1"] = f"{route.top1:.2f}"
-    if not plans and not settings.gpu:
-        about["intra_op_thread_count"] = str(settings.threads)
+    if not plans:
+        about["intra_op_thread_count"] = str(_THREADS)
     return {
         "name": model_name(package.manifest.family.name, route.name),
         "backend": "tensorrt" if plans else "onnxruntime",
         "default_model_filename": next(iter(plans.values()), route.file),
         "cc_model_filenames": [{"key": cc, "value": name} for cc, name in sorted(plans.items())],
-        **_common(package, settings),
+        **_common(package, settings, kind="KIND_GPU" if plans else "KIND_CPU"),
         "output": [_logits(package)],
         "model_warmup": [_warmup(package, batch) for batch in sorted({1, settings.largest_batch})],
         "parameters": entries({key: {"string_value": value} for key, value in about.items()}),
@@ -141,26 +140,26 @@ def route_config(
 
 def elastic_config(package: Package, settings: TritonSettings) -> dict[str, Any]:
     """config.pbtxt of the model that picks a route for every request."""
-    about = {"family": package.manifest.family.name, "threads": str(settings.threads)}
+    about = {"family": package.manifest.family.name, "threads": "0"}  # one for each core that the server may use
+    common = _common(package, settings, kind="KIND_CPU")
+    del common["dynamic_batching"]  # klas_zoo.serving merges requests: it knows what each has to wait for
     return {
         "name": package.manifest.family.name,
         "backend": "python",
-        **_common(package, settings),
+        **common,
         "output": [_logits(package), {"name": "route", "data_type": Word("TYPE_STRING"), "dims": [1]}],
         "model_warmup": [_warmup(package, 1)],
         "parameters": entries({key: {"string_value": value} for key, value in about.items()}),
     }
 
 
-def _common(package: Package, settings: TritonSettings) -> dict[str, Any]:
+def _common(package: Package, settings: TritonSettings, *, kind: str) -> dict[str, Any]:
     shape = package.manifest.family.input_shape
     return {
         "max_batch_size": settings.largest_batch,
         "input": [{"name": "images", "data_type": Word("TYPE_FP32"), "dims": list(shape)}],
-        "dynamic_batching": {"max_queue_delay_microseconds": settings.queue_delay_us},
-        "instance_group": [
-            {"count": settings.instances, "kind": Word("KIND_GPU" if settings.gpu else "KIND_CPU")}
-        ],
+        "dynamic_batching": {"max_queue_delay_microseconds": _QUEUE_DELAY_US},
+        "instance_group": [{"count": 1, "kind": Word(kind)}],
     }
 
 

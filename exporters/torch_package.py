@@ -9,7 +9,7 @@ Only numbers are stored: reading one executes nothing, and no pickle is ever rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -18,29 +18,23 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from klas_zoo.chains import Chain
 from klas_zoo.errors import CannotRunHere, DamagedPackage, FamilyError, UnknownName, UsageError, VerificationError
-from klas_zoo.exporters.contract import Answer, Artifact, Verdict, judge
-from klas_zoo.exporters.family import (
-    REFERENCES,
-    Answers,
-    Images,
-    Listener,
-    Source,
-    ask_torch,
-    entries,
-    staging,
-    write_references,
-)
+from klas_zoo.exporters.contract import Artifact, OpenedEngine, OpenEngine, Verdict
+from klas_zoo.exporters.family import REFERENCES, PackageSource, VerificationImages
+from klas_zoo.exporters.limits import limits_for
 from klas_zoo.exporters.manifest import MANIFEST, Manifest, PackagedRoute
 from klas_zoo.exporters.package import Package, write_manifest
-from klas_zoo.exporters.precision import limits_for
+from klas_zoo.exporters.package_writing import entries, staging, write_references
+from klas_zoo.exporters.reference_logits import Listener, ReferenceLogits, reference_logits
+from klas_zoo.exporters.verification import verify_engines
 from klas_zoo.families.anchors import load_family
 from klas_zoo.families.specs import AnchorSpec, FamilySpec
 from klas_zoo.supernet import Supernet
+from klas_zoo.tensors import write_tensors
 
 WEIGHTS = "weights.safetensors"
 _FILES = ("checkpoint_path", "cache_dir")  # arguments of timm's that name some
@@ -48,11 +42,11 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def export_torch(
-    source: Source,
+    source: PackageSource,
     out: Path,
     *,
     precision: str,
-    images: Images,
+    images: VerificationImages,
     listener: Listener = lambda stage, route: None,
 ) -> tuple[Package, list[Verdict]]:
     """Writes the supernet's weights in a precision; computing stays in fp32, where `load` brings them back.
@@ -68,14 +62,13 @@ def export_torch(
     with staging(out) as folder:
         wanted = [one.route for one in source.routes]
         supernet = source.load(wanted).narrowed(wanted).eval()
-        answers = ask_torch(supernet, source.routes, images.test, listener)
+        reference = reference_logits(supernet, wanted, images.test, folder=folder.parent, listener=listener)
         stored = {name: _stored(tensor, DTYPES[precision]) for name, tensor in supernet.state_dict().items()}
         path = folder / WEIGHTS
-        save_file(stored, path)
-        path.chmod(0o666 & ~_umask(folder))  # safetensors keeps a file from everybody but its owner
+        write_tensors(stored, path)
         # what is verified is what was read back
         _fill(supernet, path)
-        verdicts = _verdicts(source, supernet, answers, path, precision)
+        verdicts = _verdicts(source, supernet, reference, path, precision)
         refused = [one for one in verdicts if one.status == "refused"]
         if refused:
             raise VerificationError(f"Cannot export {refused[0].artifact.route}: {refused[0].reason}")
@@ -83,7 +76,7 @@ def export_torch(
             replace(one, verification=verdict.verification)
             for one, verdict in zip(source.routes, verdicts, strict=True)
         )
-        write_references(folder / REFERENCES, answers, [one.name for one in kept])
+        write_references(folder / REFERENCES, reference, [one.name for one in kept])
         write_manifest(
             folder,
             Manifest(
@@ -113,17 +106,17 @@ def load_supernet(package: Package, chains: Mapping[str, Chain]) -> Supernet:
     return supernet.eval()
 
 
-def opener(package: Package) -> Callable[[Artifact], Answer]:
-    """How routes of a package are opened; its supernet is built when the first one is asked for.
+def opener(package: Package) -> OpenEngine:
+    """How routes of a package are opened; its supernet is built when the first route is opened.
 
     Opening raises:
         CannotRunHere: the anchors are not timm's, or of a newer timm.
-        DamagedPackage: the manifest describes anchors that nobody can build, or the weights are not theirs.
+        DamagedPackage: the manifest describes anchors that cannot be built, or the weights are not theirs.
     """
     by_name = {one.name: one for one in package.routes}
     supernet = cache(lambda: load_supernet(package, _chains(package)))
 
-    return lambda artifact: partial(_answer, supernet(), by_name[artifact.route])
+    return lambda artifact: _opened(supernet(), by_name[artifact.route])
 
 
 def _chains(package: Package) -> Mapping[str, Chain]:
@@ -134,6 +127,7 @@ def _chains(package: Package) -> Mapping[str, Chain]:
     where = package.folder / MANIFEST
     for anchor in family.anchors:
         _refuse_files(anchor, where)
+        _refuse_excess(anchor, where, package.weights)
     anchors = tuple(
         AnchorSpec(name=one["name"], model=one["model"], arguments=one["arguments"]) for one in family.anchors
     )
@@ -163,6 +157,24 @@ def _refuse_files(anchor: Mapping[str, Any], where: Path) -> None:
         raise DamagedPackage(f"{where} gives the anchor {names[0]} ({names[1]}) {found}, which no package does.")
 
 
+def _refuse_excess(anchor: Mapping[str, Any], where: Path, weights: Path) -> None:
+    """Building a network of 10^7 blocks takes hours before it can be found that the weights are of another one.
+
+    A block has a tensor at least, and a tensor as many bytes as any of its dimensions.
+    """
+    with safetensors.safe_open(weights, "np") as opened:
+        tensors = len(opened.keys())
+    size = weights.stat().st_size
+    for name, value in anchor["arguments"].items():
+        most = tensors if name.startswith(("depth", "num_layers", "layers")) else size
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, (int, float)) and not -most <= number <= most:
+                raise DamagedPackage(
+                    f"{where} gives the anchor {anchor['name']} {name} {str(number)[:20]}, more than the weights have "
+                    f"({tensors} tensors, {size} bytes)."
+                )
+
+
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     plain = tensor.detach().cpu().contiguous()
     return plain.to(dtype) if plain.is_floating_point() else plain
@@ -178,28 +190,22 @@ def _fill(supernet: Supernet, weights: Path) -> None:
 
 
 def _verdicts(
-    source: Source, supernet: Supernet, answers: Answers, path: Path, precision: str
+    source: PackageSource, supernet: Supernet, reference: ReferenceLogits, path: Path, precision: str
 ) -> list[Verdict]:
     by_name = {one.name: one for one in source.routes}
 
-    def open_route(artifact: Artifact) -> Answer:
-        return partial(_answer, supernet, by_name[artifact.route])
-
-    limits = limits_for(precision, source.facts.weights)
-    return [
-        judge(
-            Artifact(route=one.name, format="torch", precision=precision, path=path),
-            open_route, answers.compared(one.name), limits,
-        )
-        for one in source.routes
-    ]  # fmt: skip
+    return verify_engines(
+        [Artifact(route=one.name, format="torch", precision=precision, path=path) for one in source.routes],
+        lambda artifact: _opened(supernet, by_name[artifact.route]),
+        reference,
+        lambda one: limits_for(one.precision, source.facts.weights),
+    )
 
 
-def _answer(supernet: Supernet, route: PackagedRoute, images: np.ndarray) -> np.ndarray:
+def _opened(supernet: Supernet, route: PackagedRoute) -> OpenedEngine:
+    return OpenedEngine(outputs=partial(_outputs, supernet, route))
+
+
+def _outputs(supernet: Supernet, route: PackagedRoute, images: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         return supernet(torch.from_numpy(images), route.route).numpy()
-
-
-def _umask(folder: Path) -> int:
-    """Of this process, read off a folder it made: asking the system for it would change it for a moment."""
-    return 0o777 & ~folder.stat().st_mode

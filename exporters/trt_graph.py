@@ -19,6 +19,17 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 def for_tensorrt(graph: Path) -> bytes:
     """An ONNX file's graph, its weights left in the external data beside it."""
     model = onnx.load(graph, load_external_data=False)
+    write_out_attention(model)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def write_out_attention(model: onnx.ModelProto) -> None:
+    """Puts products, casts and a softmax in the place of every attention that asks for a softmax in another type.
+
+    Raises:
+        ValueError: an attention is causal, or has a cache or grouped heads.
+    """
     widths = _last_dimensions(model)
     nodes: list[NodeProto] = []
     for number, node in enumerate(model.graph.node):
@@ -26,8 +37,6 @@ def for_tensorrt(graph: Path) -> bytes:
         nodes += _written_out(model, node, f"attention_{number}", widths) if precise else [node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    content: bytes = model.SerializeToString()
-    return content
 
 
 def _written_out(

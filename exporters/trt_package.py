@@ -2,7 +2,7 @@
 
 An engine holds its weights, so that routes do not share them; `strip` leaves them out and keeps the
 graphs and their one weights file in the package, from which an engine is filled when it is opened.
-What cannot be run on this machine is marked `built, not run`.
+An engine that cannot run on this machine is marked `built, not run`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from klas_zoo.errors import VerificationError
-from klas_zoo.exporters.contract import Answer, Artifact, Verdict, judge, of_references
-from klas_zoo.exporters.family import entries
+from klas_zoo.exporters.contract import Artifact, OpenedEngine, Verdict
 from klas_zoo.exporters.gpu_targets import ComputeCapability, present_capability
 from klas_zoo.exporters.manifest import PackagedRoute
 from klas_zoo.exporters.package import Package, write_manifest
-from klas_zoo.exporters.plans import VERIFIED, read_record, write_record
-from klas_zoo.exporters.precision import limits_for
+from klas_zoo.exporters.package_verification import verify_routes
+from klas_zoo.exporters.package_writing import entries
 from klas_zoo.exporters.to_tensorrt import PlanSettings, build_plan
-from klas_zoo.exporters.trt_session import PlanSession
+from klas_zoo.runtimes import VERIFIED, open_engine
+from klas_zoo.runtimes.plans import read_record, record_path, write_record
 
 
 def derive(package: Package, folder: Path, options: Mapping[str, Any]) -> list[Verdict]:
@@ -33,7 +30,8 @@ def derive(package: Package, folder: Path, options: Mapping[str, Any]) -> list[V
 
     Args:
         options: `format` is the library; `capabilities`, `profiles`, `strip` and `timing_cache` are
-            those of `PlanSettings`, and may be left out.
+            those of `PlanSettings`, and may be left out; `reference` is what engines are compared with,
+            by default the images and logits that the package stores.
 
     Raises:
         ExportError: an engine cannot be built; names the stage that failed.
@@ -48,7 +46,10 @@ def derive(package: Package, folder: Path, options: Mapping[str, Any]) -> list[V
     if settings.strip:
         for name in (manifest.weights, *(one.file for one in package.routes)):
             shutil.copyfile(package.folder / str(name), folder / str(name))
-    found = [_engine(package, one, folder, settings) for one in package.routes]
+    artifacts = [_engine(package, one, folder, settings) for one in package.routes]
+    found = verify_routes(package, artifacts, open_plan, options.get("reference"))
+    for verdict in found:
+        _recorded(verdict)
     kept = tuple(
         replace(one, file=verdict.artifact.path.name, verification=verdict.verification)
         for one, verdict in zip(package.routes, found, strict=True)
@@ -62,19 +63,17 @@ def derive(package: Package, folder: Path, options: Mapping[str, Any]) -> list[V
     return found
 
 
-def open_plan(artifact: Artifact) -> Answer:
-    """An engine as a function of images.
+def open_plan(artifact: Artifact) -> OpenedEngine:
+    """An engine in the GPU's memory, to be verified with the batch size that each of its profiles is fastest at.
 
     Raises:
         CannotRunHere: it was built for another GPU or version than there is; says which.
         ExportError: it is damaged, or does not load.
     """
-    session = PlanSession(artifact.path, graph=artifact.path.with_name(f"{artifact.route}.onnx"))
-
-    def answer(images: np.ndarray) -> np.ndarray:
-        return session.run(torch.from_numpy(images)).cpu().numpy()
-
-    return answer
+    graph = artifact.path.with_name(f"{artifact.route}.onnx")
+    session = open_engine(artifact.path, runtime=artifact.format, options={"graph": str(graph)})
+    profiles = read_record(artifact.path).profiles
+    return OpenedEngine(outputs=session.run, batch_sizes=tuple({one.usual: None for one in profiles}))
 
 
 def engine_name(route: str, capabilities: tuple[ComputeCapability, ...]) -> str:
@@ -82,18 +81,21 @@ def engine_name(route: str, capabilities: tuple[ComputeCapability, ...]) -> str:
     return f"{route}.{'-'.join(one.sm.lower() for one in capabilities)}.engine"
 
 
-def _engine(package: Package, one: PackagedRoute, folder: Path, settings: PlanSettings) -> Verdict:
+def _engine(package: Package, one: PackagedRoute, folder: Path, settings: PlanSettings) -> Artifact:
     here = present_capability()
     targets = settings.capabilities or ((here,) if here else ())
     engine = folder / engine_name(one.name, targets)
     build_plan(package.engine(one), engine, settings)
-    manifest = package.manifest
-    artifact = Artifact(route=one.name, format=settings.runtime, precision=manifest.precision, path=engine)
-    limits = limits_for(manifest.precision, manifest.family.weights)
-    batch = min(8, max(profile.largest for profile in settings.profiles))
-    verdict = judge(artifact, open_plan, of_references(package.references(), one.name, batch), limits)
+    return Artifact(
+        route=one.name, format=settings.runtime, precision=package.manifest.precision, path=engine
+    )
+
+
+def _recorded(verdict: Verdict) -> None:
+    """Writes beside an engine that it was verified; removes a refused one with its record."""
+    engine = verdict.artifact.path
     if verdict.status == "verified":
         write_record(engine, replace(read_record(engine), state=VERIFIED))
     if verdict.status == "refused":
         engine.unlink()
-    return verdict
+        record_path(engine).unlink(missing_ok=True)

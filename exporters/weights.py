@@ -1,7 +1,6 @@
-"""The one weights file of a package: every tensor once, whatever it is called, at the start of a page.
+"""The one weights file of a package: every tensor once, whatever its name, at the start of a page.
 
-Routes share anchors, but the translation to ONNX renames and folds tensors, so that names do not tell
-which are the same; their bytes do.
+Routes share anchors, but the export to ONNX renames and folds tensors: equal tensors are found by their bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ import onnx_ir as ir
 
 from klas_zoo.exporters.contract import stage
 from klas_zoo.exporters.graphs import ALIGNMENT, tensors_of
+from klas_zoo.exporters.graphs import check_written as check_written
+from klas_zoo.exporters.graphs import deployed_bytes as deployed_bytes
 from klas_zoo.exporters.to_onnx import finish
 from klas_zoo.files import replacing
 
@@ -28,7 +29,6 @@ class WeightsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("xb")
-        self._digest = hashlib.sha256()
         self._size = 0
         self._places: dict[bytes, tuple[int, int]] = {}
         # tensors that cuts of one graph share are hashed once; they are kept, or another could get their id
@@ -49,6 +49,15 @@ class WeightsFile:
             known = self._seen[id(tensor)] = tensor, self._placed(tensor.tobytes())
         return known[1]
 
+    def flush(self) -> None:
+        """Lets others read what was placed so far."""
+        self._file.flush()
+
+    def find(self, sha256: bytes) -> int | None:
+        """The offset of the tensor whose bytes have that SHA-256; None where there is none."""
+        place = self._places.get(sha256)
+        return None if place is None else place[0]
+
     def _placed(self, content: bytes) -> tuple[int, int]:
         key = hashlib.sha256(content).digest()
         if key not in self._places:
@@ -60,7 +69,6 @@ class WeightsFile:
 
     def _write(self, content: bytes) -> None:
         self._file.write(content)
-        self._digest.update(content)
         self._size += len(content)
 
 
@@ -87,8 +95,14 @@ def write_graph(model: ir.Model, path: Path, weights: WeightsFile, metadata: Map
         path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
-def drop_unnamed(weights: Path, graphs: Iterable[Path]) -> None:
-    """Leaves out of a weights file what none of the graphs names, and tells them where the rest is now.
+def drop_unnamed(weights: Path, graphs: Iterable[Path], also: Mapping[int, int] | None = None) -> dict[int, int]:
+    """Removes from a weights file what none of the graphs reads, and updates their offsets.
+
+    Args:
+        also: offset and length in bytes of other tensors to keep.
+
+    Returns:
+        the new offset of every tensor by its old one.
 
     Raises:
         OSError: a file cannot be written.
@@ -100,7 +114,7 @@ def drop_unnamed(weights: Path, graphs: Iterable[Path]) -> None:
         for tensor in tensors_of(model)
         if tensor.data_location == onnx.TensorProto.EXTERNAL
     ]
-    lengths = {int(place["offset"].value): int(place["length"].value) for place in entries}
+    lengths = {int(place["offset"].value): int(place["length"].value) for place in entries} | dict(also or {})
     moved: dict[int, int] = {}
     with weights.open("rb") as before, replacing(weights) as temporary, temporary.open("wb") as after:
         for offset, length in sorted(lengths.items()):
@@ -112,13 +126,4 @@ def drop_unnamed(weights: Path, graphs: Iterable[Path]) -> None:
         place["offset"].value = str(moved[int(place["offset"].value)])
     for path, model in models.items():
         path.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def check_written(graph: Path) -> None:
-    """onnx's own checker, with shapes inferred; it follows the graph to the weights file.
-
-    Raises:
-        ExportError: it does not pass.
-    """
-    with stage("check", graph.name):
-        onnx.checker.check_model(str(graph), full_check=True)
+    return moved

@@ -1,31 +1,21 @@
-"""What engines can be made for and timed on, and how onnxruntime is started there.
+"""The devices that engines are made for and timed on.
 
-Imports nothing heavy: asking for `cpu` costs no torch.
+Imports nothing heavy: asking for `cpu` costs no torch, and what GPU there is the driver reports.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import re
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from klas_zoo.errors import AbsentDevice, ExportError, KlasZooError
-from klas_zoo.profiles.catalog import DeviceSpec, find_spec, spec_of_cuda_device, unknown
-
-if TYPE_CHECKING:
-    import onnxruntime
-
-CPU_PROVIDER = "CPUExecutionProvider"
-CUDA_PROVIDER = "CUDAExecutionProvider"
-
-# the kernel's names, x86 and Arm, for what makes a processor fast at networks
-_NOTABLE = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm", "sve")
+from klas_zoo.errors import AbsentDevice, KlasZooError
+from klas_zoo.gpus import Gpu, visible_gpus, why_no_gpu
+from klas_zoo.hardware import describe_cpu
+from klas_zoo.profiles.catalog import DeviceSpec, canonical, find_spec, spec_of_cuda_device, unknown
+from klas_zoo.runtimes import CPU_PROVIDER, CUDA_PROVIDER
+from klas_zoo.runtimes.trial import provider_problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +23,14 @@ class Device:
     """A device that numbers are measured on.
 
     Attributes:
-        name: what the user calls it.
+        name: the catalog's name of it, else one made of what CUDA calls it; never `cuda`.
         provider: onnxruntime's execution provider for it.
-        torch_device: where torch computes for it.
+        torch_device: where torch computes for it, `cpu` or `cuda`. That is a matter of this machine alone: networks
+            for a small GPU, or for a CPU, are tuned on whatever GPU is here.
         hardware: this machine's, for people: model, cores and instruction sets, or driver.
         here: whether this machine has it. Of one that is elsewhere engines are made and checked on the
             CPU, and nothing is timed.
+        note: a sentence for the user about how the device and this machine differ.
     """
 
     name: str
@@ -46,173 +38,114 @@ class Device:
     torch_device: str
     hardware: str
     here: bool = True
+    note: str = ""
 
-
-def known_devices() -> tuple[str, ...]:
-    """Names this version can measure on, whether or not this machine has them."""
-    return ("cpu", "cuda")
+    @property
+    def kind(self) -> str:
+        """Where engines for it run on this machine, `cpu` or `cuda`."""
+        return "cuda" if self.provider == CUDA_PROVIDER else "cpu"
 
 
 def resolve_device(name: str) -> Device:
-    """The device of that name, if this machine has it.
+    """The device of that name, if this machine has it. `cuda` is the first GPU, under its own name.
+
+    No context is made on a GPU: in a team, every process asks before it has chosen its own.
 
     Raises:
         UnknownName: this version knows no such device.
         AbsentDevice: it does, but this machine has none.
-        KlasZooError: it has one, but what is installed cannot use it.
     """
     if name == "cpu":
         return Device(name=name, provider=CPU_PROVIDER, torch_device="cpu", hardware=describe_cpu())
-    if name == "cuda":
-        return Device(name=name, provider=CUDA_PROVIDER, torch_device="cuda", hardware=_cuda())
+    gpu = next(iter(visible_gpus()), None)
+    if name == "cuda" and gpu is None:
+        raise AbsentDevice(f"This machine has no CUDA device ({why_no_gpu()}); --device cpu works everywhere.")
+    if gpu is not None and name in ("cuda", name_of(gpu)):
+        return _device(gpu)
     if spec := find_spec(name):
-        _find_gpu(spec)
-        return Device(name=spec.name, provider=CUDA_PROVIDER, torch_device="cuda", hardware=_cuda())
+        if gpu is not None and spec.name == name_of(gpu):
+            return _device(gpu)
+        raise AbsentDevice(_absence(spec, gpu))
     raise unknown(name)
 
 
-def elsewhere(name: str, hardware: str) -> Device:
-    """A device that this machine does not have, for making engines that run on it."""
-    return Device(name=name, provider=CPU_PROVIDER, torch_device="cpu", hardware=hardware, here=False)
-
-
-def detected_name() -> str:
-    """The catalog's name of the GPU that torch computes on, else what CUDA calls it, fit for a folder."""
-    import torch
-
-    name = torch.cuda.get_device_properties(0).name
-    spec = spec_of_cuda_device(name)
-    return spec.name if spec else re.sub(r"[^a-z0-9]+", "-", name.removeprefix("NVIDIA ").lower()).strip("-")
-
-
-def physical_cores() -> int:
-    """Cores this process may run on, without hyper-threads: onnxruntime's own choice of threads."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    topology = Path("/sys/devices/system/cpu")
-    try:
-        # the threads of one core all name the same siblings
-        return len({(topology / f"cpu{n}/topology/thread_siblings_list").read_text() for n in usable})
-    except OSError:
-        return len(usable)
-
-
-def has_fast_bf16(torch_device: str) -> bool:
-    """Whether products in bfloat16 are faster there than in float32, and not emulated."""
-    if torch_device == "cpu":
-        return any(name in _flags() for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    import torch
-
-    return torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def open_session(
-    engine: Path | bytes,
-    provider: str,
-    threads: int | None,
-    config: Mapping[str, str] | None = None,
-    *,
-    provider_options: Mapping[str, str] | None = None,
-) -> onnxruntime.InferenceSession:
-    """Loads an engine as a user would: all of onnxruntime's optimisations, nothing else changed.
-
-    Args:
-        engine: a file, or what would be in it.
-        threads: that compute one operator; None: one for each physical core.
-        config: entries of the session's configuration, by onnxruntime's names.
-        provider_options: of CUDA's provider, besides TF32, which is off.
+def device_name(name: str) -> str:
+    """The catalog's name of what `name` is an alias of; of `cuda`, the name of the GPU that is here.
 
     Raises:
-        ExportError: onnxruntime cannot load the engine.
-        KlasZooError: the provider does not start.
+        AbsentDevice: `cuda`, and there is none.
     """
-    import onnxruntime
+    return resolve_device(name).name if name == "cuda" else canonical(name)
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or physical_cores()
-    options.log_severity_level = 3  # errors; its warnings tell where it put which node
-    for key, value in (config or {}).items():
-        options.add_session_config_entry(key, value)
-    providers: list[str | tuple[str, dict[str, str]]] = [CPU_PROVIDER]
-    if provider == CUDA_PROVIDER:
-        # by default CUDA rounds fp32 to TF32, 10 of 23 bits, and an engine of fp32 would be none
-        providers.insert(0, (CUDA_PROVIDER, {"use_tf32": "0", **(provider_options or {})}))
-        with contextlib.redirect_stdout(sys.stderr):  # it prints what it cannot find
-            # CUDA's libraries come from Python packages, where the system's loader does not look
-            onnxruntime.preload_dlls()
-    try:
-        session = onnxruntime.InferenceSession(engine, options, providers=providers, enable_fallback=False)
-    except Exception as error:  # onnxruntime's exceptions have no common class of their own
-        raise ExportError(f"onnxruntime cannot load {_name(engine)}: {first_line(error)}") from error
-    # a provider that does not start is replaced by the CPU without an error
-    if session.get_providers()[0] != provider:
+
+def check_provider(device: Device) -> None:
+    """Runs a block of a network in onnxruntime on a device: better now than after hours of tuning for it.
+
+    Raises:
+        KlasZooError: it does not start, or computes wrong answers.
+    """
+    if device.kind == "cpu" and device.provider == CPU_PROVIDER:
+        return
+    why = provider_problem(device.provider)
+    if why is not None:
         raise KlasZooError(
-            f"onnxruntime's {provider} does not start here: pip install 'onnxruntime-gpu[cuda,cudnn]' brings "
-            "the libraries it needs; the driver has to be there."
+            f"onnxruntime's {device.provider} does not compute here: {why}. klas-zoo doctor lists what does not fit "
+            "together."
         )
-    return session
 
 
-def first_line(error: BaseException) -> str:
-    """Of an error's message; libraries add pages of advice."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def elsewhere(name: str, hardware: str) -> Device:
+    """A device that this machine does not have, for making engines that run on it; torch uses the GPU that is here."""
+    gpu = next(iter(visible_gpus()), None)
+    where = f"networks are tuned on this machine's {gpu.name}" if gpu else "networks are tuned on the CPU"
+    same = f" To build for the GPU that is here, pass --device {name_of(gpu)}." if gpu else ""
+    return Device(
+        name=name,
+        provider=CPU_PROVIDER,
+        torch_device="cuda" if gpu else "cpu",
+        hardware=hardware,
+        here=False,
+        note=f"{name} is not here: {where}, engines are checked on the CPU, and nothing is timed.{same}",
+    )
 
 
-def _name(engine: Path | bytes) -> str:
-    return "an engine" if isinstance(engine, bytes) else str(engine)
+def name_of(gpu: Gpu) -> str:
+    """The catalog's name of a GPU, else what CUDA calls it, fit for a folder."""
+    spec = spec_of_cuda_device(gpu.name, gpu.memory_bytes, gpu.processors)
+    if spec is not None:
+        return spec.name
+    name = re.sub(r"^(NVIDIA|Tesla) ", "", gpu.name)
+    plain = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+    # CUDA gives devices of one family one name whatever their memory
+    return f"{plain}-{round(gpu.memory_bytes / 2**30)}gb" if find_spec(plain) else plain
 
 
-def _cpuinfo() -> dict[str, str]:
-    facts: dict[str, str] = {}
-    with contextlib.suppress(OSError):  # not Linux: the platform's own name has to do
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            facts.setdefault(key.strip(), value.strip())
-    return facts
+def cuda_uuid() -> str | None:
+    """The UUID of the first GPU, as NVML spells it; None where there is none."""
+    gpu = next(iter(visible_gpus()), None)
+    return gpu.uuid if gpu else None
 
 
-def _flags() -> list[str]:
-    facts = _cpuinfo()
-    return (facts.get("flags") or facts.get("Features") or "").split()
-
-
-def describe_cpu() -> str:
-    """This machine's processor, for people: model, cores, and what makes it fast at networks."""
-    model = _cpuinfo().get("model name") or platform.processor() or platform.machine()
-    cores = physical_cores()
-    flags = _flags()
-    notable = " ".join(flag for flag in _NOTABLE if flag in flags)
-    return ", ".join(filter(None, (model, f"{cores} core{'s' if cores > 1 else ''}", notable)))
-
-
-def _find_gpu(spec: DeviceSpec) -> None:
-    import torch
-
-    advice = f"import a profile of {spec.name} (klas-zoo profile import FILE) or add --predict"
-    if not torch.cuda.is_available():
-        raise AbsentDevice(f"This machine has no CUDA device, and so no {spec.name}: {advice}.")
-    found = torch.cuda.get_device_properties(0).name
-    if not spec.is_cuda_device(found):
-        raise AbsentDevice(f"This machine's CUDA device is {found}, no {spec.name}: {advice}.")
-
-
-def _cuda() -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise AbsentDevice("This machine has no CUDA device that torch can use; --device cpu works everywhere.")
-    # better now than after the tuning that an engine was meant to come out of
-    open_session(_smallest_engine(), CUDA_PROVIDER, 1)
-    gpu = torch.cuda.get_device_properties(0)
-    facts = [gpu.name, f"compute capability {gpu.major}.{gpu.minor}", f"{gpu.total_memory / 2**30:.0f} GiB"]
+def _device(gpu: Gpu) -> Device:
+    facts = [str(gpu)]
     with contextlib.suppress(OSError):
         text = Path("/proc/driver/nvidia/version").read_text()
         facts += [f"driver {found}" for found in re.findall(r"Kernel Module.*?\s(\d+\.[\d.]+)\s", text)]
-    return ", ".join(facts)
+    return Device(name=name_of(gpu), provider=CUDA_PROVIDER, torch_device="cuda", hardware=", ".join(facts))
 
 
-def _smallest_engine() -> bytes:
-    import onnx
-
-    text = '<ir_version: 10, opset_import: ["": 20]> smallest (float[1] x) => (float[1] y) { y = Neg(x) }'
-    engine: bytes = onnx.parser.parse_model(text).SerializeToString()
-    return engine
+def _absence(spec: DeviceSpec, gpu: Gpu | None) -> str:
+    """Why a device of the catalog is not here, and what to do."""
+    advice = f"import a profile of {spec.name} (klas-zoo profile import FILE) or add --predict"
+    if gpu is None:
+        return f"This machine has no CUDA device, and so no {spec.name}: {advice} ({why_no_gpu()})."
+    others = [number for number, one in enumerate(visible_gpus()) if name_of(one) == spec.name]
+    if others:
+        return (
+            f"This machine's first GPU is {gpu.name}, and its {spec.name} is number {others[0]}: set "
+            f"CUDA_VISIBLE_DEVICES={others[0]}."
+        )
+    return (
+        f"This machine's GPU is {gpu.name}, no {spec.name}: pass --device {name_of(gpu)} or cuda for the one that is "
+        f"here, {advice}."
+    )

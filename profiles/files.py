@@ -9,26 +9,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from klas_zoo.errors import ProfileError
 from klas_zoo.profiles.catalog import PRECISIONS, find_spec
-from klas_zoo.profiles.fields import Fields
-from klas_zoo.profiles.profile import (
-    LONGEST_MS,
-    SCHEMA_VERSION,
-    SHORTEST_MS,
-    AnchorModel,
-    LatencyModel,
-    MeasuredNetwork,
-    PredictionError,
-    Profile,
-    Statistics,
-)
-from klas_zoo.routes import Route
+from klas_zoo.profiles.profile import SCHEMA_VERSION, MeasuredNetwork, Profile, Statistics
+from klas_zoo.reading import Count, Positive, check_schema, convert, parse
+from klas_zoo.routes import Route, Segment
 
 # no processor comes near; of a GPU the catalog knows the peak
 _MOST_CPU_TFLOPS = 500
@@ -60,147 +49,111 @@ def from_text(text: str, where: str) -> list[Profile]:
     Raises:
         ProfileError: it is no JSON, of a newer klas-zoo, or a field is missing, of the wrong kind or absurd.
     """
-    try:
-        table = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ProfileError(f"{where} is no profile: it is not JSON ({error}).") from error
-    if not isinstance(table, dict):
-        raise ProfileError(f"{where} is no profile: its outermost value is no object.")
-    fields = Fields(table, where, "")
-    fields.check_schema()
-    if "profiles" not in table:
-        return [from_json(table, where)]
-    records = fields.take("profiles", list)
-    if not records:
+    table = parse(text, where, ProfileError)
+    check_schema(table, SCHEMA_VERSION, where, ProfileError)
+    records = table.get("profiles", [table])
+    if not isinstance(records, list) or not records:
         raise ProfileError(f"{where} holds no profiles.")
-    return [
-        from_json(fields.object(record, f"profiles[{index}]"), where, f"profiles[{index}].")
-        for index, record in enumerate(records)
-    ]
+    paths = [f"profiles[{index}]." for index in range(len(records))] if "profiles" in table else [""]
+    return [from_json(record, where, path) for record, path in zip(records, paths, strict=True)]
 
 
-def from_json(table: Mapping[str, Any], where: str, path: str = "") -> Profile:
+def from_json(table: Any, where: str, path: str = "") -> Profile:
     """One record, checked.
 
     Raises:
         ProfileError: see `from_text`.
     """
-    fields = Fields(table, where, path)
-    fields.check_schema()
-    if fields.text("unit") != "ms":
-        raise fields.error("unit", "'ms', the only unit of a profile")
-    profile = Profile(
-        **{name: fields.text(name) for name in ("family", "family_sha256", "device", "hardware", "runtime")},
-        **{name: fields.text(name) for name in ("runtime_version", "provider", "measured_at")},
-        **{name: fields.take(name, dict) for name in ("options", "method", "conditions", "versions")},
-        kind=fields.one_of("kind", ("cpu", "gpu")),
-        origin=fields.one_of("origin", ("measured", "roofline")),
-        precision=fields.one_of("precision", PRECISIONS),
-        compute_capability=fields.text("compute_capability", optional=True),
-        input_shape=tuple(fields.whole(name="input_shape", count=3)),
-        batch=fields.integer("batch", least=1),
-        threads=fields.integer("threads", least=0),
-        networks=tuple(fields.each("networks", _network)),
-        model=fields.maybe("model", _model),
-        failure=fields.text("failure", empty=True),
-        warnings=tuple(fields.take("warnings", list)),
-    )
-    fields.nothing_left(besides=("schema_version", "unit"))
-    _check_whole(profile, fields)
-    return profile
+    table = upgraded(table)
+    check_schema(table, SCHEMA_VERSION, where, ProfileError)
+    record = {name: value for name, value in table.items() if name != "schema_version"}
+    found = convert(record, _Record, where, ProfileError, path=path)
+    networks = {"networks": tuple(one.measured for one in found.networks)}
+    return Profile(**{field.name: getattr(found, field.name) for field in fields(Profile)} | networks)
 
 
-def _network(fields: Fields) -> MeasuredNetwork:
-    segments, name = fields.take("segments", list), fields.text("route")
-    try:
-        route = Route.from_json(segments)
-    except (ValueError, TypeError) as error:
-        raise fields.error("segments", f"those of a route ({error})") from error
-    if str(route) != name:
-        raise fields.error("route", f"'{route}', which is what its segments are")
-    found = MeasuredNetwork(
-        route=route,
-        macs=fields.integer("macs", least=1),
-        parameters=fields.integer("parameters", least=0),
-        latency=_statistics(fields.inner("latency")),
-        host=fields.maybe("host", _statistics),
-    )
-    fields.nothing_left()
-    return found
+def upgraded(table: Any) -> Any:
+    """A record of schema 1 in the present schema; any other as it is.
+
+    In schema 1 a GPU's `latency` is the device's time, and `host` is the host's time without copies: no caller of
+    an engine waits for that time, so it is dropped, and the record is one of the device's clock. Options are in other
+    words.
+    """
+    if not isinstance(table, Mapping) or table.get("schema_version") != 1 or "profiles" in table:
+        return table
+    options, networks = table.get("options"), table.get("networks")
+    if not isinstance(options, Mapping) or not isinstance(networks, list):
+        return table  # damaged; `from_json` reports where
+    graph = "cuda_graph" if table.get("runtime") == "torch" else "enable_cuda_graph"
+    on = {"compile": options.get("compiled") is True, graph: options.get("cuda_graph") is True}
+    measured = [
+        {key: value for key, value in one.items() if key != "host"} | {"device": None}
+        if isinstance(one, Mapping) and "host" in one
+        else one
+        for one in networks
+    ]
+    return {
+        **table,
+        "schema_version": SCHEMA_VERSION,
+        "clock": "device" if table.get("kind") == "gpu" and networks else "host",
+        "options": {name: "1" for name, value in on.items() if value},
+        "networks": measured,
+    }
 
 
-def _statistics(fields: Fields) -> Statistics:
-    names = ("min_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms")
-    values = {name: fields.number(name, SHORTEST_MS, LONGEST_MS) for name in names}
-    for before, after in pairwise(names):
-        if values[before] > values[after]:
-            raise fields.error(after, f"at least {before}, {values[before]:g}", values[after])
-    found = Statistics(
-        **values,
-        runs=fields.integer("runs", least=1),
-        coefficient_of_variation=fields.number("coefficient_of_variation", 0, 1000),
-    )
-    fields.nothing_left()
-    return found
+@dataclass(frozen=True, kw_only=True)
+class _Network:
+    """A `MeasuredNetwork` as it is written: `route` is the name of the segments."""
+
+    route: str
+    segments: tuple[tuple[str, int, int], ...]
+    macs: Positive
+    parameters: Count
+    latency: Statistics
+    device: Statistics | None = None
+
+    def __post_init__(self) -> None:
+        if str(self.measured.route) != self.route:
+            raise ValueError(f"route is '{self.route}', and its segments are those of '{self.measured.route}'")
+
+    @property
+    def measured(self) -> MeasuredNetwork:
+        return MeasuredNetwork(
+            route=Route(tuple(Segment(*one) for one in self.segments)), macs=self.macs, parameters=self.parameters,
+            latency=self.latency, device=self.device,
+        )  # fmt: skip
 
 
-def _model(fields: Fields) -> LatencyModel:
-    anchors = {name: _anchor(one) for name, one in fields.inner("anchors").children()}
-    rates = fields.inner("seam_ms_per_gmac")
-    error = fields.inner("error")
-    found = LatencyModel(
-        anchors=anchors,
-        seam_ms=fields.number("seam_ms", 0, LONGEST_MS),
-        seam_ms_per_gmac={name: rates.number(name, 0, LONGEST_MS) for name in anchors},
-        error=PredictionError(
-            checked=error.integer("checked", least=0),
-            **{name: error.number(name, 0, 1e6) for name in ("median_percent", "p90_percent", "largest_percent")},
-            method=error.text("method"),
-        ),
-    )
-    for one in (rates, error, fields):
-        one.nothing_left()
-    return found
+@dataclass(frozen=True, kw_only=True)
+class _Record(Profile):
+    """A `Profile` as it is written, and what no field can be checked for alone."""
 
+    unit: Literal["ms"]
+    networks: tuple[_Network, ...] = ()  # type: ignore[assignment]  # which is why it is never used as a Profile
 
-def _anchor(fields: Fields) -> AnchorModel:
-    depth = len(fields.peek("block_ms", list))
-    found = AnchorModel(
-        stem_ms=fields.number("stem_ms", 0, LONGEST_MS),
-        head_ms=fields.number("head_ms", 0, LONGEST_MS),
-        stem_macs=fields.integer("stem_macs", least=0),
-        head_macs=fields.integer("head_macs", least=0),
-        block_ms=tuple(fields.numbers("block_ms")),
-        block_macs=tuple(fields.whole(name="block_macs", count=depth, least=0)),
-        vectors=tuple(fields.whole(name="vectors", count=depth + 1)),
-        widths=tuple(fields.whole(name="widths", count=depth + 1)),
-    )
-    fields.nothing_left()
-    return found
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is '{self.precision}', not one of {', '.join(PRECISIONS)}")
+        if datetime.fromisoformat(self.measured_at).tzinfo is None:
+            raise ValueError(f"measured_at is '{self.measured_at}', without its time zone")
+        for name in ("hardware", "device", "family"):
+            if not getattr(self, name).isprintable():
+                raise ValueError(f"{name} is {ascii(getattr(self, name))[:80]}, which no terminal shows")
+        if len({one.route for one in self.networks}) < len(self.networks):
+            raise ValueError("networks has one route twice")
+        if not self.networks and not self.failure and (self.origin == "measured" or self.model is None):
+            raise ValueError("networks has none, and there is no failure that says why")
+        for index, one in enumerate(self.networks):
+            self._check_network(f"networks[{index}]", one.measured)
 
-
-def _check_whole(profile: Profile, fields: Fields) -> None:
-    try:
-        zone = datetime.fromisoformat(profile.measured_at).tzinfo
-    except ValueError as error:
-        raise fields.error("measured_at", "a date and time of ISO 8601") from error
-    if zone is None:
-        raise fields.error("measured_at", "a date and time with its zone")
-    if len({one.route for one in profile.networks}) < len(profile.networks):
-        raise fields.error("networks", "networks that are all different")
-    if not profile.failure and profile.model is None and not profile.networks:
-        raise fields.error("networks", "at least one network, or a failure that says why there is none")
-    if profile.origin == "measured" and not profile.failure and not profile.networks:
-        raise fields.error("networks", "at least one network of a measured profile")
-    most = _most_tflops(profile)
-    for index, one in enumerate(profile.networks):
-        if profile.model and profile.model.covers(one.route) and profile.model.macs(one.route) != one.macs:
-            raise fields.error(f"networks[{index}].macs", f"{profile.model.macs(one.route)}, as in its model", one.macs)
-        tflops = 2 * one.macs * profile.batch / one.latency.p50_ms / 1e9
+    def _check_network(self, name: str, one: MeasuredNetwork) -> None:
+        if self.model and self.model.covers(one.route) and self.model.macs(one.route) != one.macs:
+            raise ValueError(f"{name}.macs is {one.macs}, and {self.model.macs(one.route)} in its model")
+        tflops, most = 2 * one.macs * self.batch / one.latency.p50_ms / 1e9, _most_tflops(self)
         if tflops > most:
-            raise ProfileError(
-                f"{fields.where}: {fields.path}networks[{index}].latency is absurd: {one.route} would compute at "
-                f"{tflops:.3g} TFLOPS, and {profile.device} reaches {most:.3g} in {profile.precision} at best."
+            raise ValueError(
+                f"{name}.latency is absurd, {one.route} would compute at {tflops:.3g} TFLOPS, and {self.device} "
+                f"reaches {most:.3g} in {self.precision} at best"
             )
 
 
@@ -212,10 +165,6 @@ def _most_tflops(profile: Profile) -> float:
     if profile.precision == "fp32":
         peak = max(peak or 0, spec.peak("tf32") or 0)  # torch rounds convolutions to TF32 by default
     return _BEYOND_PEAK * (peak or max(spec.peak_tflops.values()))
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
 
 
 def _rounded(value: Any) -> Any:

@@ -27,7 +27,7 @@ from klas_zoo.routes import Route
 # how far from one a factor is expected to be, as a standard deviation; of stems and heads, where a
 # little arithmetic takes long, nothing is known but the order of magnitude
 BLOCK_DEVIATION, END_DEVIATION, SEAM_DEVIATION = 0.2, 2.0, 1.0
-# of a seam without its products, as a share of the cheapest anchor's mean block
+# of a seam without its products, as a share of the smallest anchor's mean block
 FIXED_SEAM_SHARE = 0.05
 # of a measured median, relative: what is left after the model is mostly not noise
 NOISE = 0.005
@@ -70,8 +70,8 @@ class _Design:
         self.index = {name: number for number, name in enumerate(self.names)}
         kinds = {"stem": END_DEVIATION, "head": END_DEVIATION, "blocks": BLOCK_DEVIATION}
         self.deviations = np.array([kinds.get(name[1], SEAM_DEVIATION) for name in self.names])
-        cheapest = min(anchors_ms, key=lambda name: anchors_ms[name])
-        self.fixed_ms = FIXED_SEAM_SHARE * float(np.mean(self.guessed[cheapest].block_ms))
+        smallest = min(anchors_ms, key=lambda name: anchors_ms[name])
+        self.fixed_ms = FIXED_SEAM_SHARE * float(np.mean(self.guessed[smallest].block_ms))
         self.rates = {name: _ms_per_gmac(model) for name, model in self.guessed.items()}
         self.prior = self.model(np.ones(len(self.names)), _NOTHING_CHECKED)
 

@@ -1,99 +1,92 @@
-"""Latency of an engine in onnxruntime, measured as a user would call it."""
+"""Latency of one engine, measured the way `load()` opens it and a service calls it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from time import perf_counter_ns
 
-import numpy as np
-import onnxruntime
+from klas_zoo.errors import UsageError
+from klas_zoo.profiles.devices import Device
+from klas_zoo.profiles.records import Conditions, LatencyRecord
+from klas_zoo.profiles.runners import SessionRunner, images_of
+from klas_zoo.profiles.timing import Method, statistics_of, time_in_turn
+from klas_zoo.runtimes import open_engine, runtime_named
 
-from klas_zoo.errors import ExportError
-from klas_zoo.profiles.devices import Device, first_line, open_session, physical_cores
-from klas_zoo.profiles.records import LatencyRecord
-from klas_zoo.profiles.timing import no_garbage_collection
+BUILD_METHOD = Method(warmup_ms=200, min_runs=100, min_ms=700, max_ms=10_000)
+"""What a build spends on an engine and batch size: about a second for a fast one, ten for a slow one.
+
+docs/profiles.md has what a p99 of so many runs is worth.
+"""
 
 
-def measure(
-    engine: Path,
+def measure_engine(
+    engine: Path | bytes,
     *,
     device: Device,
+    precision: str,
     input_shape: tuple[int, ...],
+    runtime: str = "onnxruntime",
     batch: int = 1,
     threads: int | None = None,
-    warmup_ms: float = 200,
-    min_runs: int = 50,
-    min_ms: float = 500,
-    max_ms: float = 60_000,
+    options: Mapping[str, str] | None = None,
+    spinning: bool | None = None,
+    method: Method = BUILD_METHOD,
 ) -> LatencyRecord:
-    """Times an engine: numpy images in, numpy logits out, copies to and from a device included.
+    """Times an engine by the host's clock: numpy images in, numpy logits out, copies to and from a device included.
 
-    The session is alive in here only: two live sessions spin on the same cores and slow each
-    other down. `warmup_ms`, `min_runs`, `min_ms` and `max_ms` are those of `time_runs`.
+    The session is open only in here, so that its threads and memory do not disturb the next measurement.
 
     Args:
+        precision: of the engine; only recorded.
         input_shape: (C, H, W) of one image.
-        threads: that compute one operator; None: one for each physical core.
+        threads, options, spinning: see `klas_zoo.runtimes.open_engine`.
 
     Raises:
-        ExportError: onnxruntime cannot load the engine, or run it on such images.
-        KlasZooError: the device's provider does not start.
+        UsageError: the runtime does not run on such a device.
+        ExportError: the runtime cannot load the engine, or run it on such images.
+        OutOfMemory: the batch does not fit.
+        KlasZooError: the runtime is not installed, or does not start.
     """
-    threads = threads or physical_cores()
-    session = open_session(engine, device.provider, threads)
-    # spread like normalised photographs: on zeros, arithmetic and caches behave unlike on images
-    images = np.random.default_rng(0).standard_normal((batch, *input_shape), dtype=np.float32)
-    feed = {session.get_inputs()[0].name: images}
-    try:
-        session.run(None, feed)
-    except Exception as error:  # onnxruntime's exceptions have no common class of their own
-        raise ExportError(f"onnxruntime cannot run {engine} on {images.shape}: {first_line(error)}") from error
-    runs_ms = time_runs(
-        lambda: session.run(None, feed), warmup_ms=warmup_ms, min_runs=min_runs, min_ms=min_ms, max_ms=max_ms
-    )
-    p50_ms, p90_ms, p99_ms = np.percentile(runs_ms, (50, 90, 99))
-    return LatencyRecord(
+    provider = provider_on(runtime, device)
+    images = images_of(batch, input_shape)
+    with open_engine(
+        engine, runtime=runtime, provider=provider, threads=threads, options=options, spinning=spinning
+    ) as session:
+        # the timer's key: one engine alone
+        times = time_in_turn({runtime: SessionRunner(session, images)}, method)[runtime]
+        conditions = Conditions(
+            hardware=device.hardware,
+            runtime=session.runtime,
+            runtime_version=session.runtime_version,
+            provider=session.provider,
+            options=session.options,
+            precision=precision,
+            threads=session.threads,
+            batch=batch,
+            shape=tuple(images.shape),
+            clock="host",
+        )
+    return LatencyRecord.measured(
+        statistics_of(times.host_ms),
+        conditions,
         device=device.name,
-        hardware=device.hardware,
-        runtime="onnxruntime",
-        runtime_version=onnxruntime.__version__,
-        provider=device.provider,
-        precision="fp32",  # the only one this version exports
-        threads=threads,
-        batch=batch,
-        shape=images.shape,
-        runs=len(runs_ms),
-        min_ms=float(runs_ms.min()),
-        p50_ms=float(p50_ms),
-        p90_ms=float(p90_ms),
-        p99_ms=float(p99_ms),
-        coefficient_of_variation=float(runs_ms.std() / runs_ms.mean()),
-        origin="measured",
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
-def time_runs(
-    run: Callable[[], object], *, warmup_ms: float, min_runs: int, min_ms: float, max_ms: float
-) -> np.ndarray:
-    """Milliseconds of every run after a warm-up of `warmup_ms`, in order, (runs,).
+def provider_on(runtime: str, device: Device) -> str:
+    """The provider with which a runtime computes on a device.
 
-    There are at least `min_runs`, and they last at least `min_ms` together, unless `max_ms` is over
-    first. All of them count, outliers too: a server meets those as well.
+    Raises:
+        UnknownName: there is no such runtime.
+        UsageError: it does not run there.
     """
-    start = perf_counter_ns()
-    while perf_counter_ns() - start < warmup_ms * 1e6:
-        run()
-    runs_ns: list[int] = []
-    with no_garbage_collection():
-        start = perf_counter_ns()
-        while True:
-            before = perf_counter_ns()
-            run()
-            after = perf_counter_ns()
-            runs_ns.append(after - before)
-            elapsed_ms = (after - start) / 1e6
-            if elapsed_ms >= max_ms or (elapsed_ms >= min_ms and len(runs_ns) >= min_runs):
-                return np.array(runs_ns) / 1e6
+    found = runtime_named(runtime)
+    if device.provider in found.precisions:  # the device may name another of its providers than the usual one
+        return device.provider
+    provider = found.providers.get(device.kind)
+    if provider is None:
+        where = " or ".join(found.providers)
+        raise UsageError(f"{runtime} runs on {where}, not on {device.name}.")
+    return provider

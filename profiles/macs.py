@@ -15,25 +15,27 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from klas_zoo.chains import Chain, Layout, Shape, mismatch
+from klas_zoo.chains import Chain, Layout, Shape, evaluating, mismatch
 from klas_zoo.errors import CountingError
-from klas_zoo.modes import evaluating
 from klas_zoo.routes import Route, Seam
 
+if TYPE_CHECKING:
+    from klas_zoo.families.anchors import Family
+
 with warnings.catch_warnings():
-    # importing fvcore compiles a loss function that nobody here uses, in a way torch deprecates
+    # importing fvcore compiles a loss function that is not used here, in a way torch deprecates
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
     from fvcore.nn import FlopCountAnalysis
     from fvcore.nn.jit_handles import get_shape
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class RouteCost:
     """`macs` for one image, and how many numbers the weights are."""
 
     macs: int
@@ -52,9 +54,9 @@ class ChainCost:
     head_parameters: int
 
     @property
-    def total(self) -> Cost:
+    def total(self) -> RouteCost:
         """Of the whole anchor."""
-        return Cost(
+        return RouteCost(
             macs=self.stem_macs + sum(self.block_macs) + self.head_macs,
             parameters=self.stem_parameters + sum(self.block_parameters) + self.head_parameters,
         )
@@ -64,7 +66,7 @@ def count_macs(module: nn.Module, *inputs: torch.Tensor) -> int:
     """MACs of one forward pass in evaluation mode; for the batch that is given, not per image.
 
     Raises:
-        CountingError: an operator nobody can count; names it and the module that uses it.
+        CountingError: an operator without a formula; names it and the module that uses it.
     """
     with evaluating(module), torch.no_grad():
         analysis = FlopCountAnalysis(module, inputs)
@@ -85,7 +87,7 @@ def chain_cost(chain: Chain, input_shape: Shape) -> ChainCost:
     """Counts every part of a chain for one image of `input_shape`, (C, H, W).
 
     Raises:
-        CountingError: an operator nobody can count.
+        CountingError: an operator without a formula.
     """
     device = next((p.device for p in chain.parameters()), torch.device("cpu"))
     features = torch.zeros(1, *input_shape, device=device)
@@ -106,21 +108,43 @@ def chain_cost(chain: Chain, input_shape: Shape) -> ChainCost:
     )
 
 
-def seam_cost(source: Layout, target: Layout) -> Cost:
+def seam_cost(source: Layout, target: Layout) -> RouteCost:
     """Of a stitching layer: one linear map with bias, for every token or position of one image."""
     if reason := mismatch(source, target):
         raise ValueError(f"no linear map joins the two: {reason}")
-    return Cost(macs=source.vectors * source.width * target.width, parameters=(source.width + 1) * target.width)
+    return RouteCost(macs=source.vectors * source.width * target.width, parameters=(source.width + 1) * target.width)
 
 
-def route_cost(route: Route, chains: Mapping[str, ChainCost], of_seam: Callable[[Seam], Cost]) -> Cost:
+def part_costs(family: Family) -> dict[str, ChainCost]:
+    """What the parts of every anchor cost."""
+    return {name: chain_cost(chain, family.input_shape) for name, chain in family.chains.items()}
+
+
+def route_costs(family: Family) -> Callable[[Route], RouteCost]:
+    """A function that gives multiply-adds and parameters of any route of a family."""
+    costs, of_seam = part_costs(family), _seam_costs(family)
+    return lambda route: route_cost(route, costs, of_seam)
+
+
+def prefix_costs(family: Family) -> Callable[[Route, int], int]:
+    """A function that gives `prefix_macs` of any route of a family."""
+    costs, of_seam = part_costs(family), _seam_costs(family)
+    return lambda route, blocks: prefix_macs(route, blocks, costs, of_seam)
+
+
+def _seam_costs(family: Family) -> Callable[[Seam], RouteCost]:
+    chains = family.chains
+    return lambda seam: seam_cost(chains[seam.source].layouts[seam.i], chains[seam.target].layouts[seam.j])
+
+
+def route_cost(route: Route, chains: Mapping[str, ChainCost], of_seam: Callable[[Seam], RouteCost]) -> RouteCost:
     """The first segment brings its stem, the last its head, every seam its stitching layer.
 
     What a route runs twice, on its way there and back, costs twice and is held once.
     """
     first, last = chains[route.segments[0].anchor], chains[route.segments[-1].anchor]
     run = [(segment.anchor, k) for segment in route.segments for k in range(segment.first, segment.last + 1)]
-    return Cost(
+    return RouteCost(
         macs=first.stem_macs
         + sum(chains[anchor].block_macs[k - 1] for anchor, k in run)
         + sum(of_seam(seam).macs for seam in route.seams)
@@ -129,6 +153,22 @@ def route_cost(route: Route, chains: Mapping[str, ChainCost], of_seam: Callable[
         + sum(chains[anchor].block_parameters[k - 1] for anchor, k in set(run))
         + sum(of_seam(seam).parameters for seam in set(route.seams))
         + last.head_parameters,
+    )
+
+
+def prefix_macs(
+    route: Route, blocks: int, chains: Mapping[str, ChainCost], of_seam: Callable[[Seam], RouteCost]
+) -> int:
+    """Multiply-adds of a route up to and including its block `blocks`: stem, blocks and the stitching layers between.
+
+    Those of the stitching layer behind that block are no part of it, nor is the head.
+    """
+    run = [(number, s.anchor, k) for number, s in enumerate(route.segments) for k in range(s.first, s.last + 1)]
+    seams = run[blocks - 1][0] if blocks else 0
+    return (
+        chains[route.segments[0].anchor].stem_macs
+        + sum(chains[anchor].block_macs[k - 1] for _, anchor, k in run[:blocks])
+        + sum(of_seam(seam).macs for seam in route.seams[:seams])
     )
 
 
@@ -143,6 +183,11 @@ def _refuse_unknown(analysis: FlopCountAnalysis, module: nn.Module) -> None:
         key=lambda found: len(found[0]),
     )
     where = f"{name} ({type(owner).__name__})" if name else type(owner).__name__
+    if operator.startswith("aten::_upsample"):
+        raise CountingError(
+            f"{where} resizes position embeddings for every image ({operator}), which is not counted: for images of "
+            "one size state img_size among the arguments in the family file, and leave out dynamic_img_size."
+        )
     raise CountingError(
         f"The operator {operator} in {where} cannot be counted: klas_zoo.profiles.macs.COUNTED needs a formula "
         "for its multiply-adds, or FREE the reason why it has none."
@@ -160,20 +205,51 @@ def _vector_norm(inputs: list[Any], outputs: list[Any]) -> int:
     return math.prod(get_shape(inputs[0]))
 
 
+def _linear_1d(inputs: list[Any], outputs: list[Any]) -> int:
+    """Every element is a weighted sum of two neighbours."""
+    return 2 * math.prod(get_shape(outputs[0]))
+
+
+def _bicubic(inputs: list[Any], outputs: list[Any]) -> int:
+    """Every element is a weighted sum of 4 × 4 neighbours."""
+    return 16 * math.prod(get_shape(outputs[0]))
+
+
+def _padded_convolution(inputs: list[Any], outputs: list[Any]) -> int:
+    """Weights (out, in / groups, …): every output element is a sum over all weights of its channel."""
+    return math.prod(get_shape(outputs[0])) * math.prod(get_shape(inputs[1])[1:])
+
+
+def _lstm(inputs: list[Any], outputs: list[Any]) -> int:
+    """Tokens (…, D) times all weight matrices, of every layer and direction; gates are applied element by element."""
+    weights = (get_shape(value) for value in inputs[2].node().inputs())
+    return math.prod(get_shape(inputs[0])[:-1]) * sum(math.prod(one) for one in weights if len(one) == 2)
+
+
 COUNTED: Mapping[str, Callable[[list[Any], list[Any]], int]] = {
+    "aten::_convolution_mode": _padded_convolution,
     "aten::linalg_vector_norm": _vector_norm,
+    "aten::lstm": _lstm,
+    "aten::rms_norm": _vector_norm,
     "aten::scaled_dot_product_attention": _attention,
+    "aten::upsample_bicubic2d": _bicubic,
+    "aten::upsample_linear1d": _linear_1d,
+    "aten::var": _vector_norm,
 }
 """Formulas for operators fvcore has none for: of the traced inputs and outputs, gives MACs."""
 
 _REASONS = {
     "a few operations per element, no sum of products": (
         "add add_ sub sub_ rsub mul mul_ div div_ neg pow sqrt rsqrt exp sin cos softmax log_softmax sigmoid "
-        "sigmoid_ tanh gelu silu silu_ hardswish hardswish_ hardsigmoid hardtanh hardtanh_ leaky_relu elu "
-        "clamp_min addcmul"
+        "sigmoid_ tanh gelu silu silu_ hardswish hardswish_ hardsigmoid hardtanh hardtanh_ leaky_relu leaky_relu_ "
+        "elu ceil floor "
+        "clamp_min addcmul square relu6 softplus mish clamp reciprocal abs"
     ),
-    "adds or compares elements, no products": "mean sum amax max_pool2d avg_pool2d",
-    "moves, repeats or fills data, no arithmetic": "unflatten reshape_as expand_as pad repeat clone alias",
+    "adds or compares elements, no products": "mean sum cumsum amax max max_pool2d avg_pool1d avg_pool2d ne eq gt lt",
+    "moves, repeats or fills data, no arithmetic": (
+        "unflatten reshape_as expand_as pad repeat clone alias repeat_interleave roll zeros ones meshgrid unfold "
+        "index_select gather movedim tile full new_zeros pixel_unshuffle im2col col2im dropout_"
+    ),
 }
 
 FREE: Mapping[str, str] = {f"aten::{name}": reason for reason, names in _REASONS.items() for name in names.split()}

@@ -9,29 +9,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Literal
 
+from msgspec import Meta
+
+from klas_zoo.reading import Count, Positive, Text
 from klas_zoo.routes import Route, Seam
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NOISY_VARIATION = 0.05
 """Coefficient of variation above which a measurement is called noisy."""
 LONGEST_MS, SHORTEST_MS = 1e7, 1e-4
 """Beyond these a latency is a mistake."""
-Origin = Literal["measured", "interpolated", "roofline"]
+_MUCH_MORE, _SAME = 1.5, 1.05  # multiply-adds and milliseconds of two anchors, as ratios
+Ms = Annotated[float, Meta(ge=0, le=LONGEST_MS)]
+MeasuredMs = Annotated[float, Meta(ge=SHORTEST_MS, le=LONGEST_MS)]
+Percent = Annotated[float, Meta(ge=0, le=1e6)]
+LatencyOrigin = Literal["measured", "interpolated", "roofline"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
     """Of all runs of one network, milliseconds per batch; outliers are among them."""
 
-    runs: int
-    min_ms: float
-    p50_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
-    coefficient_of_variation: float
+    runs: Positive
+    min_ms: MeasuredMs
+    p50_ms: MeasuredMs
+    p90_ms: MeasuredMs
+    p95_ms: MeasuredMs
+    p99_ms: MeasuredMs
+    coefficient_of_variation: Annotated[float, Meta(ge=0, le=1000)]
+
+    def __post_init__(self) -> None:
+        for before, after in pairwise(("min_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms")):
+            if getattr(self, before) > getattr(self, after):
+                raise ValueError(f"{after} is {getattr(self, after):g}, less than {before}, {getattr(self, before):g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +54,15 @@ class MeasuredNetwork:
     Attributes:
         macs: multiply-adds for one image.
         parameters: how many numbers its weights are.
-        latency: what a caller waits for; on a GPU the device's own time.
-        host: on a GPU, from the call to the answer as the host sees it; None on a CPU, where both are one.
+        latency: by the profile's clock, which is the host's: from images to logits in the host's memory.
+        device: by the device's own clock, input and output in its memory; None on a CPU.
     """
 
     route: Route
-    macs: int
-    parameters: int
+    macs: Positive
+    parameters: Count
     latency: Statistics
-    host: Statistics | None = None
+    device: Statistics | None = None
 
     @property
     def noisy(self) -> bool:
@@ -64,14 +77,20 @@ class AnchorModel:
         vectors, widths: of the features after the stem and after every block, n + 1 of each.
     """
 
-    stem_ms: float
-    block_ms: tuple[float, ...]
-    head_ms: float
-    stem_macs: int
-    block_macs: tuple[int, ...]
-    head_macs: int
-    vectors: tuple[int, ...]
-    widths: tuple[int, ...]
+    stem_ms: Ms
+    block_ms: tuple[Ms, ...]
+    head_ms: Ms
+    stem_macs: Count
+    block_macs: tuple[Count, ...]
+    head_macs: Count
+    vectors: tuple[Positive, ...]
+    widths: tuple[Positive, ...]
+
+    def __post_init__(self) -> None:
+        blocks = len(self.block_ms)
+        for name, count in (("block_macs", blocks), ("vectors", blocks + 1), ("widths", blocks + 1)):
+            if len(getattr(self, name)) != count:
+                raise ValueError(f"{name} has {len(getattr(self, name))} numbers, {count} are needed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +100,11 @@ class PredictionError:
     `method` says in a clause what was checked against what.
     """
 
-    checked: int
-    median_percent: float
-    p90_percent: float
-    largest_percent: float
-    method: str
+    checked: Count
+    median_percent: Percent
+    p90_percent: Percent
+    largest_percent: Percent
+    method: Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +113,17 @@ class LatencyModel:
 
     Attributes:
         seam_ms: what every seam costs whatever its size.
-        seam_ms_per_gmac: on top of it, by the anchor that goes on after the seam.
+        seam_ms_per_gmac: on top of it, by the anchor after the seam.
     """
 
     anchors: Mapping[str, AnchorModel]
-    seam_ms: float
-    seam_ms_per_gmac: Mapping[str, float]
+    seam_ms: Ms
+    seam_ms_per_gmac: Mapping[str, Ms]
     error: PredictionError
+
+    def __post_init__(self) -> None:
+        if odd := sorted(self.anchors.keys() ^ self.seam_ms_per_gmac.keys()):
+            raise ValueError(f"anchors and seam_ms_per_gmac do not name the same anchors: only one has {odd[0]}")
 
     def covers(self, route: Route) -> bool:
         """Whether the route is made of blocks that the model knows."""
@@ -118,6 +141,23 @@ class LatencyModel:
         first, last = self.anchors[route.segments[0].anchor], self.anchors[route.segments[-1].anchor]
         blocks = sum(sum(self.anchors[s.anchor].block_macs[s.first - 1 : s.last]) for s in route.segments)
         return first.stem_macs + blocks + sum(map(self.seam_macs, route.seams)) + last.head_macs
+
+    @property
+    def hidden_by_the_floor(self) -> tuple[str, str] | None:
+        """Two anchors that the model cannot tell apart although one does much more; the first such neighbours.
+
+        So it is where every operator takes as long as the smallest kernel does: an order by such latencies is that of
+        the numbers of operators.
+        """
+        rows = sorted(
+            (self.macs(route), self.predict_ms(route), name)
+            for name, one in self.anchors.items()
+            for route in (Route.anchor(name, len(one.block_ms)),)
+        )
+        for (less, faster, small), (more, slower, large) in pairwise(rows):
+            if more > _MUCH_MORE * less and slower < _SAME * faster:
+                return small, large
+        return None
 
     def predict_ms(self, route: Route) -> float:
         """The median latency of a batch."""
@@ -138,31 +178,34 @@ class Profile:
         hardware: for people; driver and versions are in `versions`.
         kind: `cpu` or `gpu`.
         origin: `measured`, or `roofline` where nothing was.
-        options: of the runtime, such as spinning or CUDA graphs.
+        clock: of the networks' `latency` and of the model. `device` in profiles of GPUs by klas-zoo 0.1, in which the
+            host's times left out copies.
+        options: the runtime's options that differ from this project's defaults, such as CUDA graphs.
         method: warm-up, number of runs and rounds, seeds.
         conditions: what the machine did meanwhile: clocks, temperature, throttle reasons, load.
         failure: why there are no networks, such as a batch that does not fit into memory.
         warnings: what makes the numbers doubtful, a sentence each.
     """
 
-    family: str
-    family_sha256: str
-    input_shape: tuple[int, ...]
-    device: str
-    hardware: str
+    family: Text
+    family_sha256: Text
+    input_shape: Annotated[tuple[Positive, ...], Meta(min_length=3, max_length=3)]
+    device: Text
+    hardware: Text
     kind: Literal["cpu", "gpu"]
-    compute_capability: str | None
-    runtime: str
-    runtime_version: str
-    provider: str
+    compute_capability: Text | None
+    runtime: Text
+    runtime_version: Text
+    provider: Text
     precision: str
-    batch: int
-    threads: int
+    batch: Positive
+    threads: Count
     origin: Literal["measured", "roofline"]
     measured_at: str
     networks: tuple[MeasuredNetwork, ...] = ()
     model: LatencyModel | None = None
-    options: Mapping[str, object] = field(default_factory=dict)
+    clock: Literal["host", "device"] = "host"
+    options: Mapping[str, str] = field(default_factory=dict)
     method: Mapping[str, object] = field(default_factory=dict)
     conditions: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

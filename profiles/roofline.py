@@ -1,4 +1,4 @@
-"""A roofline: what a network takes on a device nobody has measured, from public figures of the device.
+"""A roofline: what a network takes on a device that was not measured, from public figures of the device.
 
 Every operator takes what takes longer, its arithmetic at a share of the peak or its bytes at a share
 of the bandwidth, and no less than a kernel does; all of them together no less than the host needs to
@@ -11,6 +11,7 @@ of the user's then correct them: `corrected`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -22,7 +23,8 @@ from klas_zoo.errors import ProfileError
 from klas_zoo.profiles.catalog import BYTES_OF, DeviceSpec, find_spec
 from klas_zoo.profiles.interpolation import summarise
 from klas_zoo.profiles.profile import AnchorModel, LatencyModel, PredictionError, Profile
-from klas_zoo.profiles.shapes import Counted
+from klas_zoo.profiles.records import UNCHECKED
+from klas_zoo.profiles.shapes import Counted, is_profile_of
 from klas_zoo.profiles.traffic import Operation, PartTraffic
 
 _FILE = Path(__file__).with_name("calibration.json")
@@ -36,8 +38,11 @@ class Calibration:
         compute, memory: shares of the peak and of the bandwidth.
         kernel_us: the least that an operator takes on the device, host_us on the host.
         factor: what measured profiles say on top of it.
-        error: how far devices were off that the fit had not seen.
-        based_on: the runtime whose public tables these are.
+        error: how far predictions were off that the fit had not seen.
+        based_on: the runtime whose measurements these are.
+        copy_gb_s: rate at which images in fp32 are copied to the device; None: they lie there already.
+        devices: those that the error holds for; None: any, as each device was predicted from the others.
+        smallest_batch: that the error holds for.
     """
 
     compute: float
@@ -47,6 +52,9 @@ class Calibration:
     error: PredictionError
     based_on: str
     factor: float = 1.0
+    copy_gb_s: float | None = None
+    devices: tuple[str, ...] | None = None
+    smallest_batch: int = 8
 
 
 @cache
@@ -54,7 +62,13 @@ def calibrations() -> Mapping[str, Calibration]:
     """By runtime."""
     table = json.loads(_FILE.read_text(encoding="utf-8"))
     return {
-        runtime: Calibration(**{**one, "error": PredictionError(**one["error"])})
+        runtime: Calibration(
+            **{
+                **one,
+                "error": PredictionError(**one["error"]),
+                "devices": None if one["devices"] is None else tuple(one["devices"]),
+            }
+        )
         for runtime, one in table["runtimes"].items()
     }
 
@@ -71,13 +85,23 @@ def calibration_of(runtime: str) -> Calibration:
     return found
 
 
+def error_of(calibration: Calibration, spec: DeviceSpec, batch: int) -> PredictionError:
+    """How far predictions are off, or that this was never checked on such a device or at such a batch size."""
+    known = calibration.devices is None or spec.name in calibration.devices
+    if known and batch >= calibration.smallest_batch:
+        return calibration.error
+    on = f"on {' and '.join(calibration.devices)}" if calibration.devices else "on other devices"
+    method = f"{UNCHECKED}: the roofline of this runtime was checked {on}, batch {calibration.smallest_batch} or more"
+    return PredictionError(checked=0, median_percent=0.0, p90_percent=0.0, largest_percent=0.0, method=method)
+
+
 def operations_ms(
     operations: Sequence[Operation], spec: DeviceSpec, calibration: Calibration, *, precision: str, batch: int
 ) -> tuple[float, float]:
     """Milliseconds of operators on the device, and on the host that starts them.
 
     Raises:
-        ProfileError: the device has no such precision, or nobody says how fast it is.
+        ProfileError: the device has no such precision, or its speed is unknown.
     """
     peak, bandwidth = spec.peak(precision), spec.bandwidth_gb_s
     if bandwidth is None:
@@ -105,9 +129,13 @@ def roofline_model(
         both = operations_ms(part.operations, spec, calibration, precision=precision, batch=batch)
         return calibration.factor * max(both)
 
+    copies_ms = 0.0
+    if calibration.copy_gb_s is not None:
+        copies_ms = calibration.factor * 1e-6 * 4 * batch * math.prod(counted.input_shape) / calibration.copy_gb_s
     anchors = {}
     for name, cost in counted.costs.items():
         times = [part_ms(part) for part in counted.traffic[name].parts]
+        times[0] += copies_ms
         anchors[name] = AnchorModel(
             stem_ms=times[0],
             block_ms=tuple(times[1:-1]),
@@ -120,7 +148,8 @@ def roofline_model(
         )
     floor_ms = 1e-3 * calibration.factor * max(calibration.kernel_us, calibration.host_us)
     rates = {name: 1e9 * sum(one.block_ms) / max(sum(one.block_macs), 1) for name, one in anchors.items()}
-    return LatencyModel(anchors=anchors, seam_ms=floor_ms, seam_ms_per_gmac=rates, error=calibration.error)
+    error = error_of(calibration, spec, batch)
+    return LatencyModel(anchors=anchors, seam_ms=floor_ms, seam_ms_per_gmac=rates, error=error)
 
 
 def corrected(
@@ -139,7 +168,7 @@ def corrected(
         other = find_spec(one.device)
         if other is None or other.bandwidth_gb_s is None or other.name == spec.name or not one.networks:
             continue
-        if one.family_sha256 != counted.sha256 or other.peak(one.precision) is None:
+        if not is_profile_of(one, counted) or other.peak(one.precision) is None:
             continue
         model = roofline_model(counted, other, calibration, precision=one.precision, batch=one.batch)
         ratios.setdefault(other.name, []).extend(
@@ -157,4 +186,5 @@ def corrected(
             for ratio in found
         ]
         error = summarise(errors, f"each of {', '.join(sorted(medians))} predicted from profiles of the others")
+        calibration = replace(calibration, devices=None, smallest_batch=1)
     return replace(calibration, factor=factor, error=error)

@@ -7,14 +7,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import nn
+
 from klas_zoo.chains import Chain, Shape
 from klas_zoo.profiles.interpolation import AnchorShape
-from klas_zoo.profiles.macs import ChainCost, Cost, chain_cost, route_cost
+from klas_zoo.profiles.macs import ChainCost, RouteCost, chain_cost, route_cost
+from klas_zoo.profiles.profile import Profile
 from klas_zoo.profiles.traffic import ChainTraffic, PartTraffic, chain_traffic
 from klas_zoo.routes import Route, Seam
 
 # multiply-adds that a processor does while one byte comes from memory; only the shares of a guess count
 CPU_MACS_PER_BYTE = 8.0
+_FORMULAS = 0.05  # share of a network's multiply-adds that earlier versions may have counted otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ def count(chains: Mapping[str, Chain], input_shape: Shape) -> Counted:
     """Counts multiply-adds, parameters, traffic and layouts of all chains.
 
     Raises:
-        CountingError: an operator nobody can count.
+        CountingError: an operator without a formula.
     """
     return Counted(
         input_shape=tuple(input_shape),
@@ -50,26 +54,53 @@ def count(chains: Mapping[str, Chain], input_shape: Shape) -> Counted:
 def architecture_sha256(chains: Mapping[str, Chain], input_shape: Shape) -> str:
     """The content hash of a family as far as latency depends on it.
 
-    That is the images' shape, the anchors' names and order, and the name, shape and type of every tensor
-    of every anchor: not the values of the weights, which tuning changes and time does not depend on.
+    That is the images' shape, the anchors' names and order, and of every part of every anchor the layout of its
+    features and the shape and type of every tensor. Not the values of the weights, which tuning changes, nor the
+    tensors' names, which are the code's.
     """
-    content = {
-        "input_shape": list(input_shape),
-        "anchors": [
-            [name, [[key, list(t.shape), str(t.dtype)] for key, t in chain.state_dict().items()]]
-            for name, chain in chains.items()
-        ],
-    }
+    content = {"input_shape": list(input_shape), "anchors": [[name, _parts(chain)] for name, chain in chains.items()]}
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
-def route_cost_of(counted: Counted, route: Route) -> Cost:
+def _parts(chain: Chain) -> list[object]:
+    def tensors(module: nn.Module) -> list[list[object]]:
+        return sorted([list(one.shape), str(one.dtype)] for one in module.state_dict().values())
+
+    layouts = [[list(one.grid), one.vectors, one.width] for one in chain.layouts]
+    return [layouts, *(tensors(part) for part in (chain.stem, *chain.blocks, chain.head))]
+
+
+def is_profile_of(profile: Profile, counted: Counted) -> bool:
+    """Whether a profile is of a family's networks.
+
+    Their hash says so, or, in profiles of earlier versions, whose hash depended on the names of tensors, everything
+    that the profile itself says of them: the layouts after every block, parameters exactly, and multiply-adds but for
+    operators that had no formula then.
+    """
+    if profile.family_sha256 == counted.sha256:
+        return True
+    model = profile.model
+    if model is None or profile.input_shape != counted.input_shape or model.anchors.keys() != counted.costs.keys():
+        return False
+    for name, anchor in model.anchors.items():
+        cost = counted.costs[name]
+        if (anchor.vectors, anchor.widths) != (counted.vectors[name], counted.widths[name]):
+            return False
+        seen = profile.network(Route.anchor(name, len(anchor.block_ms)))
+        if seen is None or seen.parameters != cost.total.parameters:
+            return False
+        if abs(seen.macs - cost.total.macs) > _FORMULAS * cost.total.macs:
+            return False
+    return True
+
+
+def route_cost_of(counted: Counted, route: Route) -> RouteCost:
     """Multiply-adds and parameters of a route."""
 
-    def of_seam(seam: Seam) -> Cost:
+    def of_seam(seam: Seam) -> RouteCost:
         before, after = counted.widths[seam.source][seam.i], counted.widths[seam.target][seam.j]
         vectors = counted.vectors[seam.target][seam.j]
-        return Cost(macs=vectors * before * after, parameters=(before + 1) * after)
+        return RouteCost(macs=vectors * before * after, parameters=(before + 1) * after)
 
     return route_cost(route, counted.costs, of_seam)
 

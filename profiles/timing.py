@@ -32,7 +32,7 @@ class Runner(Protocol):
         """One batch, from the call to the answer."""
 
     def time(self, count: int) -> tuple[list[float], list[float] | None]:
-        """Milliseconds of `count` runs, one after another; on a GPU the device's, and the host's beside them."""
+        """Milliseconds of `count` runs, one after another, by the host's clock, and by the device's if it has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,30 +55,30 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """Milliseconds of every run that counted, in order, (runs,); `host_ms` only where a device has its own."""
+    """Milliseconds of every run that counted, in order, (runs,); `device_ms` only where the device has a clock."""
 
-    latency_ms: np.ndarray
-    host_ms: np.ndarray | None = None
+    host_ms: np.ndarray
+    device_ms: np.ndarray | None = None
 
 
 def time_in_turn(
     runners: Mapping[Key, Runner], method: Method, *, on_burst: Callable[[Key], None] = lambda key: None
 ) -> dict[Key, Times]:
     """Times every runner in rounds."""
-    latency: dict[Key, list[float]] = {key: [] for key in runners}
+    device: dict[Key, list[float]] = {key: [] for key in runners}
     host: dict[Key, list[float]] = {key: [] for key in runners}
     bursts = {key: _burst(_warm_up(runner, method.warmup_ms), method) for key, runner in runners.items()}
     with no_garbage_collection():
         for number in range(method.rounds):
             for key in list(runners) if number % 2 == 0 else list(runners)[::-1]:
-                if sum(latency[key]) < method.max_ms:
+                if sum(host[key]) < method.max_ms:
                     runners[key].run()
-                    device_ms, host_ms = runners[key].time(bursts[key])
-                    latency[key] += device_ms
-                    host[key] += host_ms or []
+                    host_ms, device_ms = runners[key].time(bursts[key])
+                    host[key] += host_ms
+                    device[key] += device_ms or []
                 on_burst(key)
     return {
-        key: Times(latency_ms=np.array(latency[key]), host_ms=np.array(host[key]) if host[key] else None)
+        key: Times(host_ms=np.array(host[key]), device_ms=np.array(device[key]) if device[key] else None)
         for key in runners
     }
 

@@ -10,7 +10,6 @@ it with its neighbours: that is torch's eager traffic, and an upper bound for co
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from klas_zoo.chains import Chain, Shape
-from klas_zoo.modes import evaluating
-from klas_zoo.routes import Route, Seam
+from klas_zoo.chains import Chain, Shape, evaluating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,23 +90,6 @@ def observe(module: nn.Module, features: Tensor) -> tuple[PartTraffic, Tensor]:
     return PartTraffic(operations=tuple(observer.operations), peak_activations=observer.peak), output
 
 
-def seam_traffic(source: Chain, target: Chain, seam: Seam) -> Operation:
-    """Of a stitching layer: every vector is read once and written once, the matrix read once."""
-    before, after = source.layouts[seam.i], target.layouts[seam.j]
-    return Operation(
-        macs=before.vectors * before.width * after.width,
-        activations=before.vectors * (before.width + after.width),
-        weights=(before.width + 1) * after.width,
-    )
-
-
-def route_parts(route: Route, chains: Mapping[str, ChainTraffic]) -> list[PartTraffic]:
-    """The parts a route executes, in order; its stitching layers are not among them."""
-    first, last = chains[route.segments[0].anchor], chains[route.segments[-1].anchor]
-    blocks = [chains[s.anchor].blocks[k - 1] for s in route.segments for k in range(s.first, s.last + 1)]
-    return [first.stem, *blocks, last.head]
-
-
 class _Observer(TorchDispatchMode):
     """Writes down every operator that moves data, and the most that was alive at once."""
 
@@ -168,5 +148,9 @@ def _macs(func: Any, args: Any, kwargs: Any, result: Any) -> int:
         # torch has a formula for CUDA's attention only; scores and their sums over values
         query, key, value = (one.shape for one in args[:3])
         return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    if func is torch.ops.aten.mkldnn_rnn_layer.default:
+        # one layer of an LSTM in one direction: every token goes through the weights of inputs and of states
+        tokens, of_inputs, of_states = args[:3]
+        return math.prod(tokens.shape[:-1]) * (of_inputs.numel() + of_states.numel())
     formula = flop_registry.get(func._overloadpacket)
     return int(formula(*args, **kwargs, out_val=result)) // 2 if formula else 0

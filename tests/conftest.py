@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import fake_cuda
+import packages
 import pytest
 import torch
 from hypothesis import settings
@@ -11,6 +16,7 @@ from toys import write_images
 
 from klas_zoo.families.anchors import Family, load_family
 from klas_zoo.families.specs import FamilySpec, read_family
+from klas_zoo.files import locked
 
 TINY_FAMILY = """
 name = "tiny-vits"
@@ -36,6 +42,38 @@ arguments = { img_size = 16, patch_size = 8, embed_dim = 48, depth = 4, num_head
 # on a busy machine any example can take long
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Processes that test together have to give a test one name: many objects print where in memory they lie."""
+    return type(val).__name__ if " at 0x" in repr(val) and not hasattr(val, "__name__") else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_packages(tmp_path_factory: pytest.TempPathFactory) -> None:
+    own = tmp_path_factory.getbasetemp()
+    packages.SHARED = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def driver() -> Path:
+    """The fake CUDA driver, compiled once a test run."""
+    assert packages.SHARED is not None
+    folder = packages.SHARED / "fake-cuda"
+    try:
+        with locked(packages.SHARED / "fake-cuda.lock"):
+            if not (folder / "built").exists():
+                fake_cuda.build(folder)
+                (folder / "built").touch()
+            return folder
+    except fake_cuda.CannotBuild as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small family as a package, which no test changes."""
+    return packages.write_package(tmp_path_factory.mktemp("packages") / "whole").folder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,3 +102,16 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(folder / "train", ("ant", "bee", "cat"), 16, seed=1)
     write_images(folder / "val", ("ant", "bee", "cat"), 4, seed=2)
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system of 512 kB, or of the size of its parameter."""
+    size = getattr(request, "param", "512k")
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)

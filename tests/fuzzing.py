@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -16,17 +17,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import made_up
+import numpy as np
+import packages
 import profiles_made_up
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from klas_zoo.errors import KlasZooError
-from klas_zoo.exporters.manifest import read_manifest
+from klas_zoo.exporters.manifest_reading import read_manifest
 from klas_zoo.exporters.package import Package
+from klas_zoo.exporters.packaged_cascades import CASCADES, parse_cascades
 from klas_zoo.families.specs import read_family
-from klas_zoo.files import sha256_of
 from klas_zoo.profiles import files as profile_files
 from klas_zoo.registry import Registry
 from klas_zoo.registry.checking import check
@@ -69,11 +73,13 @@ class Target:
     """Something that reads what others wrote.
 
     Attributes:
+        right: an input that is not altered, and is read.
         inputs: what may come.
         read: takes one input.
     """
 
     name: str
+    right: Any
     inputs: st.SearchStrategy[Any]
     read: Callable[[Any], object]
 
@@ -200,11 +206,11 @@ _TEXTS = st.one_of(_NUMBERS, st.text(max_size=80), st.sampled_from([x for x in O
 
 
 def build(name: str, folder: Path, package: Path) -> Target:
-    """A target; what it needs is written into `folder`, and `package` is a whole one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A target; what it needs is written into `folder`, a copy of the whole `package` among it."""
+    own = Path(shutil.copytree(package, folder / "package"))
     _, factory = TARGETS[name]
-    inputs, read = factory(folder, package)
-    return Target(name=name, inputs=inputs, read=read)
+    right, inputs, read = factory(folder, own)
+    return Target(name=name, right=right, inputs=inputs, read=read)
 
 
 def counts(inputs: int) -> Mapping[str, int]:
@@ -213,7 +219,7 @@ def counts(inputs: int) -> Mapping[str, int]:
     return {name: max(1, math.ceil(inputs * share / whole)) for name, (share, _) in TARGETS.items()}
 
 
-Made = tuple[st.SearchStrategy[Any], Callable[[Any], object]]
+Made = tuple[Any, st.SearchStrategy[Any], Callable[[Any], object]]
 
 
 def _through(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], object]:
@@ -228,32 +234,29 @@ def _through(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], ob
 
 
 def _budgets(folder: Path, package: Path) -> Made:
-    path = folder / "engine"
-    path.write_bytes(b"engine")
-    engines = [made_up.engine(path, name, 70.0 + i, 1.0 + i) for i, name in enumerate(("tiny", "small", "base"))]
-    registry = made_up.FixedRegistry(folder, held=tuple(engines))
+    registry = made_up.filled_registry(folder)
 
     def read(texts: tuple[str, str, str]) -> None:
         latency, size, name = texts
-        for attempt in (
+        _each(
             lambda: parse_latency_ms(latency),
             lambda: parse_size_bytes(size),
             lambda: pick(latency, max_size=size, registry=registry),
             lambda: pick("5ms", family=name, device=size, percentile=latency, registry=registry),
-        ):
-            _ours(attempt)
+            lambda: pick("5ms", hardware=name, registry=registry),
+            lambda: pick("5ms", device=name, registry=registry),
+        )
 
-    return st.tuples(_TEXTS, _TEXTS, _TEXTS), read
+    return ("5ms", "1GB", "cpu"), st.tuples(_TEXTS, _TEXTS, _TEXTS), read
 
 
 def _tags(folder: Path, package: Path) -> Made:
     registry = made_up.filled_registry(folder / "tags")
 
     def read(name: str) -> None:
-        _ours(lambda: move_tag(registry, name))
-        registry.engines(name)
+        _each(lambda: move_tag(registry, name), lambda: registry.engines(name))
 
-    return _TEXTS, read
+    return "deit-micro@prod", _TEXTS, read
 
 
 def _families(folder: Path, package: Path) -> Made:
@@ -272,7 +275,7 @@ def _families(folder: Path, package: Path) -> Made:
         return "\n".join(found).encode("utf-8", "surrogatepass")
 
     inputs = st.one_of(edited(), edited(), damaged(FAMILY.encode()), st.text(max_size=200).map(str.encode))
-    return inputs, _through(folder / "family.toml", read_family)
+    return FAMILY.encode(), inputs, _through(folder / "family.toml", read_family)
 
 
 def _profiles(folder: Path, package: Path) -> Made:
@@ -282,35 +285,126 @@ def _profiles(folder: Path, package: Path) -> Made:
         altered({"schema_version": 1, "profiles": [valid, valid]}).map(json.dumps),
         damaged(json.dumps(valid).encode()).map(lambda content: content.decode(errors="replace")),
     )
-    return texts, lambda text: profile_files.from_text(text, "there")
+    return json.dumps(valid), texts, lambda text: profile_files.from_text(text, "there")
 
 
 def _manifests(folder: Path, package: Path) -> Made:
     valid = json.loads((package / "manifest.json").read_text())
-    return altered(valid), lambda table: read_manifest(table, "there")
+    return valid, altered(valid), lambda table: read_manifest(table, "there")
+
+
+def _cascades(folder: Path, package: Path) -> Made:
+    packages.carry_cascade(Package.open(package))
+    written = (package / CASCADES).read_bytes()
+    inputs = st.one_of(altered(json.loads(written)).map(lambda table: json.dumps(table).encode()), damaged(written))
+    return written, inputs, lambda content: parse_cascades(content, "there")
 
 
 def _packages(folder: Path, package: Path) -> Made:
     """Packages with one file damaged; half of them with a manifest that was made to agree."""
     kept = {path.name: path.read_bytes() for path in package.iterdir()}
-    for name, content in kept.items():
-        (folder / name).write_bytes(content)
     files = st.sampled_from(sorted(kept)).flatmap(lambda name: st.tuples(st.just(name), damaged(kept[name])))
 
     def read(value: tuple[tuple[str, bytes], bool]) -> None:
         (name, content), agrees = value
-        try:
-            (folder / name).write_bytes(content)
+        with _restored(package, kept, name):
+            (package / name).write_bytes(content)
             if agrees and name != "manifest.json":
-                manifest = json.loads(kept["manifest.json"])
-                manifest["files"][name] = {"size_bytes": len(content), "sha256": sha256_of(folder / name)}
-                (folder / "manifest.json").write_text(json.dumps(manifest))
-            Package.open(folder).references()
-        finally:
-            for restored in {name, "manifest.json"}:
-                (folder / restored).write_bytes(kept[restored])
+                packages.rehash(package, name)
+            Package.open(package).references()
 
-    return st.tuples(files, st.booleans()), read
+    return (("weights.bin", kept["weights.bin"]), True), st.tuples(files, st.booleans()), read
+
+
+def _engines(folder: Path, package: Path) -> Made:
+    """Packages whose hashes were all made to agree, verified and run."""
+    from klas_zoo.exporters.checking import verify_package
+    from klas_zoo.runtime import ElasticSession
+
+    kept = {path.name: path.read_bytes() for path in package.iterdir()}
+    manifest = json.loads(kept["manifest.json"])
+    # weights are numbers, of which all are right
+    names = sorted(name for name in kept if name.endswith((".onnx", ".safetensors")))
+    files = st.sampled_from(names).flatmap(lambda name: st.tuples(st.just(name), damaged(kept[name])))
+
+    def read(value: tuple[str, Any]) -> None:
+        name, content = value
+        with _restored(package, kept, name):
+            if name == "manifest.json":
+                packages.edit(package, lambda table: (table.clear(), table.update(content)))
+            else:
+                (package / name).write_bytes(content)
+                packages.rehash(package, name)
+            _each(lambda: verify_package(package, threads=1), answer)
+
+    def answer() -> None:
+        session = ElasticSession(package, threads=1)
+        images = np.zeros((1, *session.package.manifest.family.input_shape), np.float32)
+        runs = [lambda name=one.name: session.run(images, route=name) for one in session.routes]
+        _each(*runs, lambda: session.run(images, latency_ms=5), lambda: session.controller(5))
+
+    right = ("manifest.json", manifest)
+    return right, st.one_of(st.tuples(st.just("manifest.json"), altered_table(manifest)), files), read
+
+
+@contextmanager
+def _restored(package: Path, kept: dict[str, bytes], name: str) -> Iterator[None]:
+    """Undoes what was done to a file of a package, and to its manifest."""
+    try:
+        yield
+    finally:
+        for one in {name, "manifest.json"}:
+            (package / one).write_bytes(kept[one])
+
+
+def altered_table(value: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return altered(value).filter(lambda found: isinstance(found, dict) and all(isinstance(key, str) for key in found))
+
+
+def _profile_imports(folder: Path, package: Path) -> Made:
+    from klas_zoo.costs import exchange
+    from klas_zoo.families.specs import builtin_families
+
+    counted = exchange._counted(builtin_families()["deit-micro"])
+    valid = profile_files.to_json(
+        profiles_made_up.profile(family="deit-micro", family_sha256=counted.sha256, device="loom", hardware="a loom")
+    )
+    written = json.dumps(valid).encode()
+    inputs = st.one_of(altered(valid).map(lambda table: json.dumps(table).encode()), damaged(written))
+
+    def read(content: bytes) -> None:
+        (folder / "profile.json").write_bytes(content)
+        with mock.patch.object(exchange, "_counted", lambda spec: counted):  # takes seconds, and reads nothing of it
+            exchange.import_file(folder / "registry", folder / "profile.json")
+
+    return written, inputs, read
+
+
+def _images(folder: Path, package: Path) -> Made:
+    """CIFAR-10's pickles, of which none but the original ones is read, and arrays."""
+    import pickle
+
+    from klas_zoo.data import cifar10
+    from klas_zoo.data.arrays import open_arrays
+
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8), np.arange(4)
+    for name in ("train", "test"):
+        np.savez(folder / f"{name}.npz", images=images, labels=labels)
+    batch = pickle.dumps({"data": images.reshape(4, -1), "labels": labels.tolist()}, protocol=2)
+    arrays = (folder / "train.npz").read_bytes()
+
+    def read(value: tuple[str, bytes]) -> None:
+        name, content = value
+        (folder / name).write_bytes(content)
+        if name == "train.npz":
+            open_arrays(folder)
+        else:
+            cifar10.read(folder, train=True)
+
+    files = {"train.npz": arrays, "data_batch_1": batch}
+    inputs = st.one_of(*(st.tuples(st.just(name), damaged(content)) for name, content in files.items()))
+    return ("train.npz", arrays), inputs, read
 
 
 def _safetensors(folder: Path, package: Path) -> Made:
@@ -336,7 +430,7 @@ def _safetensors(folder: Path, package: Path) -> Made:
         damaged(content),
         lengths.map(lambda wrong: wrong.to_bytes(8, "little") + content[8:]),
     )
-    return inputs, _through(path, read_state_dict)
+    return content, inputs, _through(path, read_state_dict)
 
 
 def _checkpoints(folder: Path, package: Path) -> Made:
@@ -346,15 +440,15 @@ def _checkpoints(folder: Path, package: Path) -> Made:
 
     path = folder / "weights.pth"
     torch.save({"model": {"a": torch.zeros(2, 3)}}, path)
-    return damaged(path.read_bytes()), _through(path, read_state_dict)
+    content = path.read_bytes()
+    return content, damaged(content), _through(path, read_state_dict)
 
 
 def _indexes(folder: Path, package: Path) -> Made:
     valid = json.loads(index_of(package, [path.name for path in package.iterdir()]).to_bytes())
-    inputs = st.one_of(
-        altered(valid).map(lambda table: json.dumps(table).encode()), damaged(json.dumps(valid).encode())
-    )
-    return inputs, lambda content: read_index(content, "there")
+    written = json.dumps(valid).encode()
+    inputs = st.one_of(altered(valid).map(lambda table: json.dumps(table).encode()), damaged(written))
+    return written, inputs, lambda content: read_index(content, "there")
 
 
 def _registries(folder: Path, package: Path) -> Made:
@@ -367,33 +461,43 @@ def _registries(folder: Path, package: Path) -> Made:
             beside.unlink()
         file.write_bytes(content)
         opened = Registry.open(registry.root, create=False)
-        for attempt in (
-            lambda: opened.engines("deit-micro@prod"),
-            lambda: pick("5ms", registry=opened),
-            lambda: check(opened),
-        ):
-            _ours(attempt)
+        _each(lambda: opened.engines("deit-micro@prod"), lambda: pick("5ms", registry=opened), lambda: check(opened))
 
-    return damaged(file.read_bytes()), read
+    content = file.read_bytes()
+    return content, damaged(content), read
 
 
-def _ours(attempt: Callable[[], object]) -> None:
+def _ours(attempt: Callable[[], object]) -> KlasZooError | None:
+    """Our error that an attempt ended with, if it did."""
     try:
         attempt()
     except KlasZooError as error:
         assert str(error), "an error without a word"
+        return error
+    return None
+
+
+def _each(*attempts: Callable[[], object]) -> None:
+    """Makes all attempts, and raises our error of the last one where none succeeded."""
+    errors = [_ours(attempt) for attempt in attempts]
+    if errors and all(errors):
+        raise errors[-1]  # type: ignore[misc]
 
 
 TARGETS: dict[str, tuple[float, Callable[[Path, Path], Made]]] = {
-    "budgets": (0.20, _budgets),
+    "budgets": (0.15, _budgets),
     "families": (0.15, _families),
     "profiles": (0.15, _profiles),
     "manifests": (0.13, _manifests),
+    "cascades": (0.05, _cascades),
     "safetensors": (0.15, _safetensors),
     "checkpoints": (0.02, _checkpoints),
     "packages": (0.05, _packages),
     "indexes": (0.10, _indexes),
     "registries": (0.03, _registries),
     "tags": (0.02, _tags),
+    "verified packages": (0.01, _engines),
+    "profile imports": (0.01, _profile_imports),
+    "images": (0.03, _images),
 }
 """Everything that reads what others wrote, by its name: its share of all inputs, and how it is made."""

@@ -1,16 +1,21 @@
-"""Engines and builds that nobody made, for the tests of the registry and of picking."""
+"""Engines and builds with invented numbers, for the tests of the registry and of picking."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from klas_zoo.exporters.records import Verification
+from klas_zoo.hardware import describe_cpu
 from klas_zoo.profiles.records import LatencyRecord
 from klas_zoo.registry import Registry
-from klas_zoo.registry.records import BuildRecord, EngineRecord, NewEngine
+from klas_zoo.registry.records import BuildRecord, NewEngine
 from klas_zoo.routes import Route
 
 OF_A_BUILD: dict[str, Any] = {
@@ -36,14 +41,14 @@ def verification(**changes: Any) -> Verification:
 def latency(p50_ms: float = 1.0, **changes: Any) -> LatencyRecord:
     facts: dict[str, Any] = {
         "device": "cpu",
-        "hardware": "an abacus",
+        "hardware": describe_cpu(),
         "runtime": "onnxruntime",
         "runtime_version": "1.2.3",
         "provider": "CPUExecutionProvider",
         "precision": "fp32",
         "threads": 1,
         "batch": 1,
-        "shape": (1, 3, 8, 8),
+        "shape": (changes.get("batch", 1), 3, 8, 8),
         "runs": 30,
         "min_ms": p50_ms * 0.9,
         "p50_ms": p50_ms,
@@ -84,17 +89,16 @@ def new_engine(
     return NewEngine(file=file, **_facts(name, top1, latencies) | changes)
 
 
-def engine(
-    path: Path,
+def planned(
+    size_bytes: int = 4,
     name: str = "tiny",
     top1: float = 70.0,
     latencies: float | tuple[LatencyRecord, ...] = 1.0,
     **changes: Any,
-) -> EngineRecord:
-    """A registered engine that no registry knows; `path` has to be there."""
-    of_file = {"path": path, "sha256": "0" * 64, "size_bytes": path.stat().st_size}
-    of_build = {"build_id": 1, "built_at": "2026-01-02T03:04:05+00:00"}
-    return EngineRecord(**_facts(name, top1, latencies) | of_file | of_build | changes)
+) -> NewEngine:
+    """An engine whose file `register` writes."""
+    file = Path("nowhere") / f"{name}.onnx"
+    return NewEngine(file=file, size_bytes=size_bytes, **_facts(name, top1, latencies) | changes)
 
 
 def build(**changes: Any) -> BuildRecord:
@@ -102,37 +106,67 @@ def build(**changes: Any) -> BuildRecord:
         "command": "klas-zoo build deit-micro",
         "settings": {"stitches": 4, "seeds": [1, 2]},
         "versions": {"torch": "9.9"},
-        "hardware": "an abacus",
+        "hardware": describe_cpu(),
         "started_at": "2026-01-02T03:04:05+00:00",
         "finished_at": "2026-01-02T03:14:05+00:00",
     }
     return BuildRecord(**OF_A_BUILD | facts | changes)
 
 
-@dataclass(frozen=True)
-class FixedRegistry(Registry):
-    """Holds what it is told to hold, without a disk."""
+def register(registry: Registry, build: BuildRecord, engines: Sequence[NewEngine]) -> int:
+    """Registers engines whose files are loose, as those of one package."""
+    with tempfile.TemporaryDirectory() as folder:
+        package, placed = Path(folder), []
+        for one in engines:
+            name = one.file.name
+            if (package / name).exists():
+                name = f"{len(placed)}-{name}"
+            if one.file.is_relative_to("nowhere"):
+                (package / name).write_bytes(str(one.route).encode())
+            else:
+                shutil.copyfile(one.file, package / name)
+            placed.append(replace(one, file=package / name))
+        write_manifest(package)
+        return registry.register(build, placed)
 
-    held: tuple[EngineRecord, ...] = ()
 
-    def engines(self, family: str | None = None, device: str | None = None) -> list[EngineRecord]:
-        return [e for e in self.held if family in (None, e.family) and device in (None, e.device)]
+def holding(root: Path, *engines: NewEngine) -> Registry:
+    """A registry of these engines, a build for each family and device, in a folder that need not be there."""
+    registry = Registry.open(root, create=True)
+    builds: dict[tuple[str, str, str], list[NewEngine]] = {}
+    for one in engines:
+        builds.setdefault((one.family, one.device, one.weights), []).append(one)
+    for (family, device, weights), members in builds.items():
+        register(registry, build(family=family, device=device, weights=weights), members)
+    return registry
+
+
+def write_manifest(package: Path) -> None:
+    """What the registry reads of a package's manifest: the list of its files."""
+    files = {
+        path.name: {"size_bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in sorted(package.iterdir())
+        if path.name != "manifest.json"
+    }
+    (package / "manifest.json").write_text(json.dumps({"files": files}, sort_keys=True))
 
 
 def filled_registry(root: Path) -> Registry:
-    """Three engines, each dearer and better than the one before: 1, 2 and 3 ms."""
+    """Three engines, each larger and better than the one before: 1, 2 and 3 ms."""
     registry = Registry.open(root, create=True)
-    engines = [
-        new_engine(root / f"{name}.made-up", name, top1=70.0 + 5 * index, latencies=1.0 + index)
-        for index, name in enumerate(("tiny", "small", "base"))
-    ]
-    registry.register(build(), engines)
+    with tempfile.TemporaryDirectory() as folder:
+        engines = [
+            new_engine(Path(folder) / f"{name}.made-up", name, top1=70.0 + 5 * index, latencies=1.0 + index)
+            for index, name in enumerate(("tiny", "small", "base"))
+        ]
+        register(registry, build(), engines)
     return registry
 
 
 def store(registry: Registry, content: bytes) -> Path:
-    """Puts a file where the registry would keep it, and tells the database nothing of it."""
-    path = registry.path_of(hashlib.sha256(content).hexdigest())
+    """Puts a package where the registry would store it, unknown to the database; returns its engine."""
+    digest = hashlib.sha256(content).hexdigest()
+    path = registry.root / "packages" / digest / "engine.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from klas_zoo.architectures import to_chain
+from klas_zoo.cascades.calibration import confidence
+from klas_zoo.cascades.definition import Cascade
+from klas_zoo.cascades.fitting import exits_of, outcome_of
+from klas_zoo.cascades.records import CascadeFacts
 from klas_zoo.chains import Chain as Chain
-from klas_zoo.exporters.family import Images, Source, export_family
+from klas_zoo.exporters.cascade_fitting import time_paths, verify_cascade
+from klas_zoo.exporters.family import PackageSource, VerificationImages, export_family
 from klas_zoo.exporters.manifest import FamilyFacts, PackagedRoute
-from klas_zoo.exporters.package import Package
-from klas_zoo.profiles.records import LatencyRecord
+from klas_zoo.exporters.package import Package, write_manifest
+from klas_zoo.exporters.packaged_cascades import PackagedCascade, PackagedCascades, write_cascades
+from klas_zoo.files import json_text, locked, seal_of, sha256_of
+from klas_zoo.profiles.devices import resolve_device
+from klas_zoo.profiles.records import CascadeLatency, LatencyRecord
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
 
@@ -32,7 +42,7 @@ def supernet(seed: int = 0) -> Supernet:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         chains = {
-            name: to_chain(
+            name: Chain.of(
                 VisionTransformer(img_size=16, patch_size=8, embed_dim=width, depth=DEPTH, num_heads=2, num_classes=5),
                 SHAPE,
             )
@@ -63,7 +73,7 @@ def latency(p50_ms: float, **changes: Any) -> LatencyRecord:
     return LatencyRecord(**{**facts, **changes})
 
 
-def source(**changes: Any) -> Source:
+def source(**changes: Any) -> PackageSource:
     routes = tuple(
         PackagedRoute(
             route=route, file=None, macs=1000 * (index + 1), parameters=10, top1=60.0 + 10 * index, images=24,
@@ -75,11 +85,66 @@ def source(**changes: Any) -> Source:
         name="made-up", input_shape=SHAPE, num_classes=CLASSES, weights="pretrained",
         data_config={"mean": [0.5] * 3, "std": [0.2] * 3}, anchors=tuple({"name": n, "depth": DEPTH} for n in WIDTHS),
     )  # fmt: skip
-    made = Source(facts=facts, routes=routes, load=lambda routes: supernet(), provenance={"build_id": 7})
+    made = PackageSource(facts=facts, routes=routes, load=lambda routes: supernet(), provenance={"build_id": 7})
     return replace(made, **changes)
 
 
-def write_package(out: Path, *, precision: str = "fp32", **changes: Any) -> Package:
-    images = Images(test=batches, calibration=lambda: batches(16, seed=2))
-    package, _ = export_family(source(**changes), out, precision=precision, images=images, threads=1)
-    return package
+SHARED: Path | None = None
+"""A folder of all processes of a test run, set by conftest.py."""
+
+
+def write_package(out: Path, *, precision: str = "fp32", fresh: bool = False, **changes: Any) -> Package:
+    """A package of its own at `out`. Those without changes are made once a test run, and copied unless `fresh`."""
+    if SHARED is None or fresh or changes:
+        return _made(out, precision, **changes)
+    kept = SHARED / f"package-{precision}"
+    with locked(SHARED / f"{kept.name}.lock"):
+        if not kept.is_dir():
+            _made(kept, precision)
+    shutil.copytree(kept, out)
+    return Package.open(out)
+
+
+def _made(out: Path, precision: str, **changes: Any) -> Package:
+    images = VerificationImages(test=batches, calibration=lambda: batches(16, seed=2))
+    return export_family(source(**changes), out, precision=precision, images=images, threads=1).package
+
+
+def carry_cascade(
+    package: Package, *, fingerprint: str = "", latencies: tuple[CascadeLatency, ...] = ()
+) -> tuple[Package, PackagedCascade]:
+    """Adds a cascade to a package, timed here unless latencies are given; half of its references go on, 75 % top-1."""
+    stored = package.references()
+    sure = np.sort(confidence(stored.logits["slim"], "probability"))
+    form = f"slim ?p<{(sure[7] + sure[8]) / 2:.6f} -> slim.1-2+wide.2-3"
+    cascade = Cascade.parse(form, lambda name: package.route(name).route)
+    logits = {route: stored.logits[str(route)] for route in cascade.routes}
+    seen = outcome_of(exits_of(cascade, logits), len(stored.images) * 3 // 4, 2)
+    how: dict[str, Any] = {"provider": "CPUExecutionProvider", "threads": 1}
+    if not latencies:
+        times = time_paths(package, [cascade], device=resolve_device("cpu"), **how)
+        latencies = (times.latency(cascade, seen.shares, "cpu"),)
+    one = PackagedCascade(
+        cascade=cascade, facts=CascadeFacts(heldout=seen, test=seen), macs=10, worst_macs=20, parameters=5,
+        size_bytes=1000, verification=verify_cascade(package, cascade, **how), latencies=latencies,
+    )  # fmt: skip
+    found = PackagedCascades(cascades=(one,), data={"description": "noise", "fingerprint": fingerprint})
+    write_manifest(package.folder, write_cascades(package.folder, package.manifest, found))
+    return Package.open(package.folder), one
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes a manifest, of whichever format, as somebody would who wants it to be believed."""
+    table = json.loads((folder / "manifest.json").read_text())
+    change(table)
+    holder = table.get("additional_metadata", {}) if "components" in table else table
+    if isinstance(holder, dict) and holder.pop("sha256", None):
+        holder["sha256"] = seal_of(table)
+    (folder / "manifest.json").write_text(json_text(table))
+
+
+def rehash(folder: Path, name: str) -> None:
+    """Makes the manifest agree with a file that was altered."""
+    path = folder / name
+    entry = {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    edit(folder, lambda manifest: manifest["files"].update({name: entry}))

@@ -87,7 +87,7 @@ def profile(**changes: Any) -> Profile:
             )
         ),
         "model": model,
-        "options": {"force_spinning_stop": True},
+        "options": {},
         "method": {"rounds": 3},
         "conditions": {"load_before": 0.1},
         "versions": {"python": "3.11"},

@@ -6,7 +6,9 @@ need one are skipped. Where $KLAS_ZOO_SERVERS names the place, a missing one is 
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -30,6 +32,7 @@ class Server:
 
     http: str
     grpc: str
+    metrics: str
     log: Path
     process: subprocess.Popen[bytes]
 
@@ -47,14 +50,19 @@ def environment(server: str) -> Path:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Ports that nothing listens at; test processes that run at the same time never get the same ones."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    found: list[int] = []
+    for port in random.sample(range(20_000 + 500 * worker, 20_500 + 500 * worker), 500):
+        with socket.socket() as one:
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError("no free ports")
 
 
 @contextmanager
@@ -62,7 +70,7 @@ def running(command: Sequence[str | Path], ports: Sequence[int], log: Path, **va
     """Starts a server, waits until it answers ready on its first port, ends it with all it started.
 
     Args:
-        ports: HTTP first, then gRPC.
+        ports: HTTP first, then gRPC, then that of metrics, if it is not the first.
         variables: of the environment, besides PATH and HOME.
     """
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
@@ -74,7 +82,8 @@ def running(command: Sequence[str | Path], ports: Sequence[int], log: Path, **va
         )  # fmt: skip
     try:
         _wait_until_ready(process, ports[0], log)
-        yield Server(http=f"127.0.0.1:{ports[0]}", grpc=f"127.0.0.1:{ports[1]}", log=log, process=process)
+        http, grpc, metrics = (f"127.0.0.1:{port}" for port in (*ports, ports[0])[:3])
+        yield Server(http=http, grpc=grpc, metrics=metrics, log=log, process=process)
     finally:
         _end(process)
 
@@ -85,18 +94,52 @@ def triton(repository: Path, folder: Path, *options: str) -> Iterator[Server]:
     venv = environment("triton")
     (packages,) = venv.glob("lib/python3*/site-packages")
     backends = _backends(packages / "pytriton" / "tritonserver", venv, folder / "backends")
-    http, grpc = free_ports(2)
+    http, grpc, metrics = free_ports(3)
     command = [
         packages / "pytriton/tritonserver/bin/tritonserver", f"--model-repository={repository}",
         f"--backend-directory={backends}", "--http-address=127.0.0.1", f"--http-port={http}",
-        "--grpc-address=127.0.0.1", f"--grpc-port={grpc}", "--allow-metrics=false", *options,
+        "--grpc-address=127.0.0.1", f"--grpc-port={grpc}", "--metrics-address=127.0.0.1",
+        f"--metrics-port={metrics}", "--metrics-interval-ms=200", *options,
     ]  # fmt: skip
     libraries = f"{packages / 'nvidia_pytriton.libs'}:{_own_libraries(venv)}"
     path = f"{venv / 'bin'}:{os.environ['PATH']}"
     with running(
-        command, (http, grpc), folder / "triton.log",
+        command, (http, grpc, metrics), folder / "triton.log",
         LD_LIBRARY_PATH=libraries, PYTHONPATH=str(packages), PATH=path, VIRTUAL_ENV=str(venv),
     ) as server:  # fmt: skip
+        yield server
+
+
+@contextmanager
+def kserve(package: Path, folder: Path, model: str, *options: str) -> Iterator[Server]:
+    """KServe's own server with the package as its one model; metrics are on its HTTP port."""
+    venv, ports = environment("kserve"), free_ports(2)
+    command = [
+        venv / "bin" / "python", ROOT / "tests" / "kserve_loopback.py", "--package", package, "--threads", "1",
+        "--model_name", model, "--http_port", str(ports[0]), "--grpc_port", str(ports[1]), *options,
+    ]  # fmt: skip
+    with running(command, ports, folder / "kserve.log") as server:
+        yield server
+
+
+@contextmanager
+def mlserver(package: Path, folder: Path, model: str, **extra: object) -> Iterator[Server]:
+    """MLServer with the package as its one model."""
+    venv, ports = environment("mlserver"), free_ports(3)
+    settings = {
+        "host": "127.0.0.1", "http_port": ports[0], "grpc_port": ports[1], "metrics_port": ports[2],
+        "parallel_workers": 0,
+    }  # fmt: skip
+    found = {
+        "name": model,
+        "implementation": "klas_zoo.serving.mlserver_runtime.ElasticRuntime",
+        "parameters": {"uri": str(package), "extra": {"threads": 1, **extra}},
+    }
+    (folder / "models").mkdir()
+    (folder / "models" / "settings.json").write_text(json.dumps(settings))
+    (folder / "models" / "model-settings.json").write_text(json.dumps(found))
+    command = [venv / "bin" / "mlserver", "start", folder / "models"]
+    with running(command, ports, folder / "mlserver.log", PROMETHEUS_MULTIPROC_DIR=str(folder)) as server:
         yield server
 
 

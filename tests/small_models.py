@@ -8,7 +8,6 @@ import timm
 import torch
 from torch import nn
 
-from klas_zoo.architectures import to_chain
 from klas_zoo.chains import Chain
 
 SHAPE = (3, 64, 64)
@@ -63,4 +62,4 @@ def small_model(name: str, *, seed: int = 3) -> nn.Module:
 
 
 def small_chain(name: str, *, seed: int = 3) -> Chain:
-    return to_chain(small_model(name, seed=seed), SHAPE)
+    return Chain.of(small_model(name, seed=seed), SHAPE)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
+from server_processes import free_ports
 
 BUCKET = "zoo"
 
@@ -63,9 +64,7 @@ def serve(scheme: str) -> Iterator[None]:
     store = STORES[scheme]
     for module, distribution in store.needs.items():
         pytest.importorskip(module, reason=f"needs {distribution}: pip install '{distribution}'")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     environment = store.environment(f"http://127.0.0.1:{port}")
     saved = {name: os.environ.get(name) for name in environment}
     quiet = subprocess.DEVNULL

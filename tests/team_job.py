@@ -15,6 +15,7 @@ from toys import random_batches, token_chain
 
 from klas_zoo.data.loading import Batch
 from klas_zoo.data.order import in_order, shuffled
+from klas_zoo.errors import KlasZooError
 from klas_zoo.processes.team import Team, join, leave
 from klas_zoo.routes import Route
 from klas_zoo.selection.probes import ProbeSettings, train_probes
@@ -83,6 +84,19 @@ def everything(team: Team) -> dict[str, Any]:
     return {"tuned": ways, "probes": probed(team), "top1": evaluated(team)}
 
 
+def restored(team: Team, folder: Path, having: set[int]) -> list[Any]:
+    """What every process gets from a checkpoint that only some of them can see: whether it resumes, or an error."""
+    mine = folder / f"seen by {team.rank}"
+    if team.rank in having:
+        Checkpoints(mine, every_s=0).save(Tuner(supernet(), STEPS, SETTINGS))
+    tuner = Tuner(supernet(), STEPS, SETTINGS, team=team)
+    try:
+        found: Any = Checkpoints(mine, every_s=0, team=team).restore(tuner)
+    except KlasZooError as error:
+        found = str(error)
+    return team.gather(found)
+
+
 def main(out: Path, what: str) -> None:
     torch.set_num_threads(1)
     team = join("cpu")
@@ -90,8 +104,10 @@ def main(out: Path, what: str) -> None:
     if what == "everything":
         # another route on every process
         weights, _ = tuned(team, replace(SETTINGS, routes="each"))
+        cases = {"all": {0, 1}, "the first": {0}, "the second": {1}}
+        found["restored"] = {name: restored(team, out.parent / name, having) for name, having in cases.items()}
         found["each"] = team.gather({name: value.clone() for name, value in weights.items()})
-    if team.leads:
+    if team.is_main:
         torch.save(found, out)
     leave(team)
 

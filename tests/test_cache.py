@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klas_zoo.building import cache as cache_module
-from klas_zoo.building.cache import Cache, content_key
+from klas_zoo.building.cache import SCHEMA_VERSION, Cache, content_key, moved_to_registry, registered_packages
 from klas_zoo.errors import RegistryError
 
 KEY = "0" * 32
@@ -48,7 +49,12 @@ def test_a_result_is_there_with_what_was_noted_of_it(tmp_path: Path) -> None:
     assert cache.facts("tune", KEY) is None
     folder = store(cache, "weights")
     assert (folder / "result.txt").read_text() == "weights"
-    assert cache.facts("tune", KEY) == {"schema_version": 1, "stage": "tune", "key": KEY, "seconds": 1.5}
+    found = cache.facts("tune", KEY)
+    assert found is not None
+    assert found | {"result": "", "files": {}} == {
+        "schema_version": SCHEMA_VERSION, "stage": "tune", "key": KEY, "seconds": 1.5, "result": "", "files": {},
+    }  # fmt: skip
+    assert found["files"] == {"result.txt": {"size_bytes": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}}
     assert [path.name for path in folder.parent.iterdir()] == [KEY]
 
 
@@ -75,6 +81,38 @@ def test_a_note_that_cannot_be_read_is_as_good_as_none(text: str, tmp_path: Path
     (store(cache, "it") / "stage.json").write_text(text)
     assert cache.facts("tune", KEY) is None
     assert (store(cache, "again") / "result.txt").read_text() == "again"
+
+
+def test_every_flipped_bit_of_a_result_and_of_its_note_is_found(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    folder = store(cache, "weights")
+    assert cache.damage("tune", KEY) is None
+    for name in ("result.txt", "stage.json"):
+        content = (folder / name).read_bytes()
+        for bit in range(8 * len(content)):
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            (folder / name).write_bytes(flipped)
+            noted = cache.facts("tune", KEY)
+            assert noted is None or cache.damage("tune", KEY) == name == "result.txt", bit
+        (folder / name).write_bytes(content)
+
+
+def test_files_that_are_in_a_package_of_the_registry_go_and_its_digest_stays(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    with cache.storing("tune", KEY, dict) as folder:
+        (folder / "fp32").mkdir()
+        for name in ("fp32/engine", "routes"):
+            (folder / name).write_text(name)
+    folder = cache.folder("tune", KEY)
+    before = cache.facts("tune", KEY)
+    (folder / "left by a process that died").touch()
+    moved_to_registry(folder, {"fp32": "c0ffee"}, lambda name: name.startswith("fp32/"))
+    assert {path.name for path in folder.iterdir()} == {"routes", "stage.json"}
+    assert registered_packages(folder) == {"fp32": "c0ffee"}
+    after = cache.facts("tune", KEY)
+    assert before and after and cache.damage("tune", KEY) is None
+    assert (list(after["files"]), after["result"]) == (["routes"], before["result"])
 
 
 def _die_while_storing(root: Path) -> None:

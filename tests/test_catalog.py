@@ -52,7 +52,7 @@ def test_an_unknown_device_is_answered_with_the_nearest() -> None:
         ("bandwidth_gb_s", -1, "bandwidth_gb_s is above zero, not -1"),
         ("peak_tflops", {"fp32": 0}, "peak_tflops.fp32 is above zero"),
         ("peak_tflops", {"fp12": 5}, "a peak in {'fp12'}"),
-        ("figures_from", {}, "nobody says where memory_gb comes from"),
+        ("figures_from", {}, "memory_gb has no source"),
         ("aliases", ["cpu"], "two devices are called cpu"),
     ],
 )
@@ -61,3 +61,31 @@ def test_a_catalog_that_is_wrong_is_refused(field: str, value: object, says: str
     next(one for one in table["devices"] if one["name"] == "t4")[field] = value
     with pytest.raises(ValueError, match=says):
         read_catalog(json.dumps(table))
+
+
+@pytest.mark.parametrize(
+    ("cuda_name", "name", "gb", "memory", "compute"),
+    [
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "a100-mig-1g.5gb", 5, 1 / 8, 14 / 108),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", "a100-mig-3g.20gb", 20, 4 / 8, 42 / 108),
+        ("NVIDIA A100-SXM4-80GB MIG 1c.3g.40gb", "a100-80-mig-1c.3g.40gb", 40, 4 / 8, 14 / 108),
+        ("NVIDIA H100 80GB HBM3 MIG 7g.80gb", "h100-mig-7g.80gb", 80, 1, 1),
+        ("NVIDIA H200 MIG 1g.18gb", "h200-mig-1g.18gb", 18, 1 / 8, 1 / 7),
+        ("NVIDIA H200 MIG 1g.18gb+me", "h200-mig-1g.18gb+me", 18, 1 / 8, 1 / 7),
+    ],
+)
+def test_a_slice_has_its_share_of_the_card(
+    cuda_name: str, name: str, gb: float, memory: float, compute: float
+) -> None:
+    found = spec_of_cuda_device(cuda_name, gb * 2**30, 14)
+    assert found is not None and found == find_spec(name)
+    whole = catalog.catalog()[name.partition("-mig-")[0]]
+    assert (found.name, found.memory_gb) == (name, gb)
+    assert found.bandwidth_gb_s == pytest.approx(memory * (whole.bandwidth_gb_s or 0))
+    for precision, peak in whole.peak_tflops.items():
+        assert found.peak_tflops[precision] == pytest.approx(compute * peak, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["t4-mig-1g.5gb", "a100-mig-8g.40gb", "a100-mig-1g.80gb", "a100-mig-x"])
+def test_there_is_no_such_slice(name: str) -> None:
+    assert find_spec(name) is None

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from toys import CLASSES, IMAGE, MeanHead, Patches, map_chain, same_state, snapshot, token_chain
 
-from klas_zoo.chains import Chain, Layout, can_stitch, first_token, mean_pool, mismatch
+from klas_zoo.chains import Chain, Layout, can_stitch, evaluating, first_token, mean_pool, mismatch
 from klas_zoo.errors import FamilyError
-from klas_zoo.modes import evaluating
 
 
 class Reshape(nn.Module):
@@ -74,8 +73,8 @@ def maps(width: int, *grid: int) -> Layout:
     return Layout(kind="maps", width=width, grid=grid)
 
 
-def maps_last(width: int, *grid: int) -> Layout:
-    return Layout(kind="maps_last", width=width, grid=grid)
+def nhwc(width: int, *grid: int) -> Layout:
+    return Layout(kind="nhwc", width=width, grid=grid)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +86,8 @@ def maps_last(width: int, *grid: int) -> Layout:
         (tokens(4, 14, 14, prefix=2), tokens(8, 14, 14, prefix=2)),
         (tokens(4, 196, prefix=1), tokens(8, 14, 14, prefix=1)),
         (tokens(4, 4, 4), maps(4, 4, 4)),
-        (maps(4, 4, 4), maps_last(7, 4, 4)),
-        (maps_last(4, 3, 5), tokens(7, 3, 5)),
+        (maps(4, 4, 4), nhwc(7, 4, 4)),
+        (nhwc(4, 3, 5), tokens(7, 3, 5)),
     ],
     ids=str,
 )
@@ -102,7 +101,7 @@ def test_a_seam_needs_one_grid_and_one_number_of_prefix_tokens(source: Layout, t
         (tokens(4, 16), tokens(4, 17), "features 16 of width 4 and 17 of width 4 do not lie on one grid"),
         (tokens(4, 4, 4), tokens(9, 2, 8), "features 4×4 of width 4 and 2×8 of width 9 do not lie on one grid"),
         (tokens(4, 16), maps(4, 4, 4), "features 16 of width 4 and 4×4 of width 4 do not lie on one grid"),
-        (maps(4, 7, 7), maps_last(4, 14, 14), "features 7×7 of width 4 and 14×14 of width 4 do not lie on one grid"),
+        (maps(4, 7, 7), nhwc(4, 14, 14), "features 7×7 of width 4 and 14×14 of width 4 do not lie on one grid"),
         (
             tokens(4, 14, 14, prefix=1),
             maps(4, 14, 14),
@@ -121,7 +120,7 @@ def test_what_no_stitching_layer_can_join_is_told_with_the_reason(source: Layout
     assert mismatch(target, source)
 
 
-LAYOUTS = [tokens(6, 3, 5), maps(6, 3, 5), maps_last(6, 3, 5)]
+LAYOUTS = [tokens(6, 3, 5), maps(6, 3, 5), nhwc(6, 3, 5)]
 
 
 @pytest.mark.parametrize("source", LAYOUTS, ids=lambda layout: layout.kind)
@@ -149,7 +148,7 @@ def at(layout: Layout, features: Tensor, row: int, column: int) -> Tensor:
         (tokens(2, 2), [[[1.0, 2.0], [3.0, 6.0]]], [[2.0, 4.0]]),
         (tokens(2, 2, prefix=1), [[[9.0, 9.0], [1.0, 2.0], [3.0, 6.0]]], [[2.0, 4.0]]),
         (maps(2, 2, 2), [[[[1.0, 2.0], [3.0, 6.0]], [[0.0, 0.0], [0.0, 4.0]]]], [[3.0, 1.0]]),
-        (maps_last(2, 2, 2), [[[[1.0, 0.0], [2.0, 0.0]], [[3.0, 0.0], [6.0, 4.0]]]], [[3.0, 1.0]]),
+        (nhwc(2, 2, 2), [[[[1.0, 0.0], [2.0, 0.0]], [[3.0, 0.0], [6.0, 4.0]]]], [[3.0, 1.0]]),
     ],
     ids=["tokens", "tokens after a prefix", "maps", "maps, channels last"],
 )

@@ -51,19 +51,33 @@ def test_a_flipped_bit_is_found_by_content_and_a_cut_file_by_its_size(registry: 
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
     assert check(registry, content=False) == []
     findings = check(registry)
-    assert [(one.kind, one.path) for one in findings] == [("damaged", path)] * 2  # of both builds
-    assert "is not the file that was registered" in findings[0].what
+    assert [(one.kind, one.path) for one in findings] == [("damaged", path.parent)]
+    assert f"The file {path} is not the file that was registered" in findings[0].what
     path.write_bytes(b"")
     assert kinds(check(registry, content=False)) == {"damaged"}
 
 
 def test_a_missing_file_is_found(registry: Registry) -> None:
     registry.engines()[0].path.unlink()
-    assert "cannot be read (No such file or directory)" in check(registry)[0].what
+    for content in (True, False):
+        assert "cannot be read (No such file or directory)" in check(registry, content=content)[0].what
+
+
+def test_an_engine_whose_row_is_not_that_of_its_file_is_found(registry: Registry) -> None:
+    damage(registry, "UPDATE engines SET sha256 = 'f' || substr(sha256, 2) WHERE id = 2")
+    assert [one.what for one in check(registry)] == [
+        "engine small of build 1 is not the file of that name in its package"
+    ]
+
+
+def test_a_damaged_file_beside_the_engines_is_found(registry: Registry) -> None:
+    manifest = registry.engines()[0].path.parent / "manifest.json"
+    manifest.write_text(manifest.read_text() + " ")
+    assert [(one.kind, one.path) for one in check(registry, content=False)] == [("damaged", manifest.parent)]
 
 
 def test_orphans_and_cut_copies_are_found_and_called_harmless(registry: Registry) -> None:
-    orphan = made_up.store(registry, b"orphan")
+    orphan = made_up.store(registry, b"orphan").parent
     cut = orphan.with_name(f".{orphan.name}.0123abcd.part")
     cut.touch()
     findings = check(registry)
@@ -117,7 +131,7 @@ import made_up
 from klas_zoo.registry import Registry
 root = Path(sys.argv[1])
 for number in range(15):
-    Registry(root).register(made_up.build(), [made_up.new_engine(root.parent / f"n{{number}}", f"n{{number}}")])
+    made_up.register(Registry(root), made_up.build(), [made_up.planned(1, f"n{{number}}")])
 """
     process = subprocess.Popen([sys.executable, "-c", script, registry.root], stderr=subprocess.PIPE, text=True)
     looks = 0
@@ -131,7 +145,7 @@ for number in range(15):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or os.getuid() != 0, reason="changes its user: needs root")
-def test_a_registry_that_cannot_be_written_can_be_checked(registry: Registry) -> None:
+def test_a_registry_that_cannot_be_written_can_be_checked_and_asked_what_gc_would_delete(registry: Registry) -> None:
     made_up.store(registry, b"orphan")
     for path in registry.root.rglob("*"):
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -143,7 +157,9 @@ def test_a_registry_that_cannot_be_written_can_be_checked(registry: Registry) ->
         "from klas_zoo.registry import Registry\n"
         "os.setgid(65534); os.setuid(65534)\n"
         "assert not os.access(sys.argv[1], os.W_OK)\n"
-        "print([one.kind for one in check(Registry(Path(sys.argv[1])))])"
+        "print([one.kind for one in check(Registry(Path(sys.argv[1])))])\n"
+        "from klas_zoo.registry.upkeep import collect\n"
+        "print(len(collect(Registry(Path(sys.argv[1])), dry_run=True)[1]))"
     )
     done = subprocess.run([sys.executable, "-c", script, registry.root], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("['orphan']\n", "")
+    assert (done.stdout, done.stderr) == ("['orphan']\n1\n", "")

@@ -117,6 +117,17 @@ def test_a_checkpoint_that_cannot_be_read_is_as_good_as_none(content: bytes, tmp
     assert tuner.done == 0
 
 
+def test_a_flipped_bit_of_a_checkpoint_makes_it_as_good_as_none(tmp_path: Path) -> None:
+    life(tmp_path, SETTINGS, 1, every_s=0)
+    checkpoints = Checkpoints(tmp_path, every_s=0)
+    content = checkpoints.file.read_bytes()
+    for place in range(0, len(content), 97):
+        checkpoints.file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        assert not checkpoints.restore(Tuner(supernet(), STEPS, SETTINGS)), place
+    checkpoints.file.write_bytes(content)
+    assert checkpoints.restore(Tuner(supernet(), STEPS, SETTINGS))
+
+
 def test_a_checkpoint_holds_no_code(tmp_path: Path) -> None:
     life(tmp_path, SETTINGS, 1, every_s=0)
     found = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -139,14 +150,14 @@ def test_a_signal_puts_tuning_away_and_says_how_to_go_on(number: signal.Signals,
     torch.manual_seed(11)
     checkpoints = Checkpoints(tmp_path / "stopped", every_s=1e9, signals=signals)
     given = batches(tuner)
-    with signals.installed(), signals.patiently(), pytest.raises(Interrupted) as stopped, tuner.running():
+    with pytest.raises(Interrupted) as stopped, signals.installed(), signals.patiently(), tuner.running():
         while tuner.done < STEPS:
             tuner.step(given)
             checkpoints.after_step(tuner)
     assert stopped.value.exit_code == 128 + number
     assert str(stopped.value) == (
-        f"Stopped by {number.name} at step 3 of 7 of tuning. What was done is kept: run the same command again "
-        "(without --redo) to go on from there."
+        f"Stopped by {number.name} at step 3 of 7 of tuning. What was done is cached: run the same command again "
+        "(without --redo) to resume."
     )
     assert same_state(life(tmp_path / "stopped", SETTINGS), snapshot(whole))
 
@@ -166,7 +177,7 @@ def test_one_press_of_a_key_that_comes_twice_counts_once_and_a_later_one_is_not_
     now = [100.0]
     monkeypatch.setattr("klas_zoo.processes.signals.time.monotonic", lambda: now[0])
     signals = Signals()
-    with signals.installed(), signals.patiently():
+    with pytest.raises(Interrupted), signals.installed(), signals.patiently():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.received is signal.SIGINT

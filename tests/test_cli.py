@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
+import made_up
 import pytest
 from click.testing import CliRunner
 from made_up import filled_registry
@@ -15,6 +20,7 @@ from made_up import filled_registry
 from klas_zoo.cli import main
 from klas_zoo.cli.options import selection_settings
 from klas_zoo.families.specs import builtin_families
+from klas_zoo.hardware import describe_cpu
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -79,7 +85,7 @@ def test_a_pair_in_the_wrong_order_is_refused_before_probes_learn(tmp_path: Path
     )
     assert (code, out) == (1, "")
     # and nothing of what stages say while they work
-    assert error == "Error: Stitches run from the cheaper anchor to the dearer one: ask for tiny:base.\n"
+    assert error == "Error: Stitches run from the smaller anchor to the larger one: ask for tiny:base.\n"
 
 
 def test_every_selector_is_named_where_one_is_asked_for() -> None:
@@ -117,6 +123,46 @@ def test_pick_answers_in_json(tmp_path: Path) -> None:
     assert Path(json.loads(out)["engine"]["path"]).is_relative_to(registry.root)
 
 
+def test_pick_takes_conditions_and_prints_what_was_left_out(tmp_path: Path) -> None:
+    registry = made_up.holding(
+        tmp_path,
+        made_up.planned(1, "a", 70.0, (made_up.latency(1.0), made_up.latency(2.0, hardware="a loom", threads=8))),
+        made_up.planned(1, "b", 80.0, 1.0, family="g", accuracy_source="its authors"),
+    )
+    code, out, _ = run("pick", "--latency", "5ms", "--registry", registry.root)
+    assert code == 0 and out.endswith("excluded 1 engine of g: the accuracy is claimed (--claimed)\n")
+    _, out, _ = run("pick", "--latency", "5ms", "--claimed", "--registry", registry.root)
+    assert "top-1    80.00 % claimed by its authors of 50 images of clouds" in out
+    _, out, _ = run("pick", "--latency", "5ms", "--hardware", "loom", "--threads", "8", "--registry", registry.root)
+    assert "2.00 ms of 5.00 ms (p50, batch 1, 8 threads, a loom), measured" in out
+
+
+def test_list_and_show_say_what_an_engine_is_and_under_which_conditions_it_was_measured(tmp_path: Path) -> None:
+    compiled = {"format": "tensorrt", "runtime": "tensorrt", "precision": "fp16", "verification": None}
+    registry = made_up.holding(
+        tmp_path,
+        made_up.planned(1, "int8", 70.0, (made_up.latency(1.0, threads=2),), precision="int8", family="[/x]"),
+        made_up.planned(1, "trt", 70.0, (), status="built, not run", reason="no such GPU here", **compiled),
+        made_up.planned(1, "claim", 71.0, 1.0, accuracy_source="its authors", top5=90.5),
+        made_up.planned(1, "rude", 71.0, 1.0, family="\x1b[2J"),
+    )
+    code, out, _ = run("list", "--wide", "--registry", registry.root)
+    assert "\x1b" not in out and "\\x1b[2J" in out
+    lines = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines()]
+    rows = {cells[2]: cells for cells in lines if len(cells) > 4}
+    assert code == 0
+    assert rows["int8"][0] == "[/x]"
+    assert rows["int8"][3:5] == ["int8", "onnx"]
+    assert rows["int8"][-1].startswith("measured, 2 threads, ")
+    assert (rows["trt"][3:5], rows["trt"][-1]) == (["fp16 tensorrt", "tensorrt"], "built, not run")
+    assert rows["claim"][5] == "71.00 % (claimed)"
+    code, out, _ = run("show", "trt", "--registry", registry.root)
+    assert code == 0 and "  status       built, not run: no such GPU here\n" in out
+    code, out, _ = run("show", "claim", "--registry", registry.root)
+    assert "  accuracy     top-1 71.00 %, top-5 90.50 % claimed by its authors: 50 images of clouds\n" in out
+    assert f"onnxruntime 1.2.3, CPUExecutionProvider, 1 thread, {describe_cpu()}\n" in out
+
+
 def test_list_shows_what_is_registered(tmp_path: Path) -> None:
     registry = filled_registry(tmp_path)
     code, out, _ = run("list", "--registry", tmp_path)
@@ -140,7 +186,7 @@ BAD = {
     "contradictory weights": (
         ["build", "--family", "deit-micro", "--random-weights", "--weights", "."], 2, "contradict"
     ),
-    "weights that are not there": (["build", "--family", "deit", "--weights", "nowhere"], 1, "No weights for"),
+    "weights that are not there": (["build", "--family", "deit", "--weights", "nowhere"], 1, "nowhere is not a folder"),
     "data that is not there": (["build", "--family", "deit-micro", "--data", "nowhere"], 1, "nowhere is not a folder"),
     "an unknown selector names the nearest": (
         ["routes", "--family", "deit-micro", "--selector", "klass"], 2, "did you mean klas"
@@ -151,7 +197,7 @@ BAD = {
     "routes of a pair the wrong way round": (
         ["routes", "--family", "deit-micro", "--selector", "snnet", "--pair", "base:tiny"], 1, "ask for tiny:base"
     ),
-    "routes that nobody measured": (["routes", "--family", "deit"], 1, "or say --data and --weights"),
+    "routes that nobody measured": (["routes", "--family", "deit"], 1, "or pass --data and --weights"),
     "a family file that is not there": (["build", "--family", "none.toml"], 1, "none.toml cannot be read"),
 }  # fmt: skip
 
@@ -164,7 +210,8 @@ def test_bad_input_gets_one_sentence(arguments: list[str], code: int, says: str,
     assert (found, out) == (code, "")
     assert says in error
     assert "Traceback" not in error
-    assert len(error.strip().splitlines()) == 1
+    sentences = [line for line in error.strip().splitlines() if not line.startswith("Note: ")]
+    assert len(sentences) == 1
     assert filled.engines() == before
 
 
@@ -181,7 +228,7 @@ def test_an_unknown_name_in_a_list_names_the_nearest(
 def test_nothing_registered_says_what_to_do(tmp_path: Path) -> None:
     code, _, error = run("pick", "--latency", "5ms", "--registry", tmp_path / "none")
     assert code == 1
-    assert "run klas-zoo build first" in error
+    assert "run klas-zoo build, add or install first" in error
 
 
 def test_nothing_that_fits_names_the_nearest(tmp_path: Path) -> None:
@@ -193,7 +240,7 @@ def test_nothing_that_fits_names_the_nearest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("selector", "direction", "expected"),
-    [(None, None, "both"), ("klas", None, "up"), ("klas", "down", "down"), (None, "up", "up")],
+    [(None, None, "up"), ("klas", None, "up"), ("klas", "down", "down"), (None, "up", "up")],
 )
 def test_a_selector_that_is_named_goes_up_and_none_goes_as_the_family_says(
     selector: str | None, direction: str | None, expected: str
@@ -201,3 +248,43 @@ def test_a_selector_that_is_named_goes_up_and_none_goes_as_the_family_says(
     options = {"selector": selector, "direction": direction, "buckets": 20, "tolerance": 0.05, "pairs": ()}
     found = selection_settings(builtin_families()["deit-micro"], {**options, "most": None, "seed": 0})
     assert (found.selector, found.direction) == ("klas", expected)
+
+
+AS_NOBODY = """
+import os, sys
+from klas_zoo.cli import main
+from klas_zoo.data import loading, sources
+def as_nobody(*arguments, load=loading.load_data, **options):
+    if os.getuid() == 0:  # root may read whatever the permissions say
+        os.setgid(65534)
+        os.setuid(65534)
+    return load(*arguments, **options)
+loading.load_data = as_nobody
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_folder_that_may_not_be_read_is_not_called_unwritable() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are out of other users' reach
+        os.chmod(folder, 0o777)
+        images = Path(folder) / "images"
+        for split in ("train", "val"):
+            (images / split / "ant").mkdir(parents=True)
+        images.chmod(0o755)
+        (images / "train").chmod(0o000)
+        arguments = ["build", "--family", "deit-micro", "--data", images, "--registry", Path(folder) / "registry"]
+        done = subprocess.run([sys.executable, "-c", AS_NOBODY, *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"Error: {images / 'train'} cannot be read: Permission denied." in done.stderr
+    assert "Cannot write" not in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--per-bucket", "--most"])
+def test_the_former_name_of_an_option_is_hidden_and_works(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[str, Any] = {}
+    monkeypatch.setattr("klas_zoo.cli.routes.selection_settings", lambda spec, options: taken.update(options) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("routes", "--family", "deit-micro", option, "2")
+    assert taken["most"] == 2
+    assert "--most" not in run("routes", "--help")[1]

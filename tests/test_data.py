@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import pickle
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from timm.data import create_transform
 from toys import write_images
 
 from klas_zoo.data.loading import Data, Split, batches, hold_out, load_data, training_transform
@@ -63,13 +63,24 @@ def test_an_image_folder_is_split_in_three_that_never_meet(tmp_path: Path, held:
     assert data.description == f"images in {tmp_path.name}, 42 + 6 held out, 9 test images"
 
 
+@pytest.mark.parametrize(
+    ("count", "found"), [(0, []), (1, [0]), (4, [0, 2, 4, 6]), (5, [0, 1, 3, 4, 6]), (99, [*range(8)])]
+)
+def test_some_images_of_a_split_are_spread_over_all_of_it(tmp_path: Path, count: int, found: list[int]) -> None:
+    write_images(tmp_path / "train", ("ant", "bee"), 16)
+    write_images(tmp_path / "val", ("ant", "bee"), 4)
+    test = load(tmp_path).test
+    assert [*test.spread(count).indices] == found
+    assert test.spread(count).transform is test.transform
+
+
 def test_val_comes_before_test(tmp_path: Path) -> None:
     for part in ("train", "val", "test"):
         write_images(tmp_path / part, ("ant", "bee"), 5)
     assert all("/val/" in name for name in names(load(tmp_path).test))
 
 
-def test_labels_are_the_folders_in_alphabetical_order(image_folder: Path) -> None:
+def test_labels_are_the_folders_in_order(image_folder: Path) -> None:
     data = load(image_folder)
     for index, label in enumerate(data.test.source.labels):
         assert Path(data.test.source.name(index)).parent.name == ("ant", "bee", "cat")[label]
@@ -118,25 +129,6 @@ def test_the_built_in_sample_holds_every_class_alike() -> None:
     assert inside < between / 3
 
 
-@pytest.mark.parametrize("place", ["", "cifar-10-batches-py"])
-def test_cifar10_is_found_in_its_folder_or_the_one_above(tmp_path: Path, place: str) -> None:
-    folder = tmp_path / place
-    folder.mkdir(exist_ok=True)
-    for index in range(6):
-        rows = np.full((20, 3072), index, dtype=np.uint8)
-        content = {"data": rows, "labels": [k % 10 for k in range(20)]}
-        name = f"data_batch_{index + 1}" if index < 5 else "test_batch"
-        (folder / name).write_bytes(pickle.dumps(content))
-    data = load(tmp_path)
-    assert labels_of(data.train) == dict.fromkeys(range(10), 9)
-    assert labels_of(data.heldout) == dict.fromkeys(range(10), 1)
-    assert len(data.test) == 20
-    assert data.description == "CIFAR-10, 90 + 10 held out, 20 test images"
-    assert np.asarray(data.test.source.image(0)).max() == 5
-    with pytest.raises(DataError, match=r"^CIFAR-10 has 10 classes, the family tells 1000 apart: .*'airplane'"):
-        load(tmp_path, num_classes=1000)
-
-
 def nothing(folder: Path) -> None:
     (folder / "train").mkdir()
 
@@ -170,10 +162,10 @@ def too_few_images(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("fill", "sentence"),
     [
-        (nothing, r"holds neither train/ and val/ \(or test/\) with a folder a class, nor cifar-10-batches-py, nor"),
-        (other_classes, r"train and val have other classes; one has 'bee', one has not\."),
-        (no_classes, r"train has no usable classes: "),
-        (empty_class, r"train has no usable classes: .*cow"),
+        (nothing, r"holds neither train/ and val/, validation/, .* with a folder for each class, nor cifar-10"),
+        (other_classes, r"train has a class 'bee' that .*/val does not have: both need the same classes\."),
+        (no_classes, r"train has no usable classes\. It needs a folder for each class\."),
+        (empty_class, r"train has no usable classes in 1 of its folders, which hold no image \(.*\): cow\."),
         (one_class, r"training images of one class only"),
         (too_few_images, r"6 training images are too few: at least 4 of a class are needed\."),
     ],
@@ -188,10 +180,10 @@ def test_a_folder_that_cannot_be_used_is_answered_in_one_sentence(tmp_path: Path
 @pytest.mark.parametrize(
     ("names", "num_classes", "sentence"),
     [
-        (("ant", "bee", "cat"), 2, r"^images in .* has 3 classes, the family tells 2 apart\.$"),
-        (("ant", "bee"), 3, r"^images in .* has 2 classes, the family tells 3 apart: which of them .* family\.$"),
-        (("n01440764", "n99999999"), 1000, r" has 2 classes, the family tells 1000 apart: .* 'n99999999' is none of"),
-        (("ant", "bee"), 1000, r"only if folders are named by synset, such as n01440764; 'ant' is none of"),
+        (("ant", "bee", "cat"), 2, r"^images in .* has 3 classes, the family has 2: ant, bee, cat\. Remove"),
+        (("ant", "bee"), 3, r"^images in .* has 2 classes, the family has 3: which .* Pass --classes FILE with"),
+        (("n01440764", "n99999999"), 1000, r" has 2 classes, the family has 1000: .* 'n99999999' is none of"),
+        (("ant", "bee"), 1000, r"only if they are named by synset, such as n01440764; 'ant' is none of"),
     ],
 )
 def test_classes_that_are_not_the_familys_are_refused_with_their_numbers(
@@ -215,15 +207,26 @@ def test_some_of_imagenets_synsets_keep_the_numbers_they_have_among_the_thousand
 
 
 def test_no_folder_and_no_sample_is_no_data(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="This family brings no images of its own: say --data DIR"):
+    with pytest.raises(DataError, match="This family brings no images of its own: pass --data DIR"):
         load(None)
     with pytest.raises(DataError, match=r"nowhere is not a folder\."):
         load(tmp_path / "nowhere")
 
 
-def test_anchors_of_grey_images_are_refused(image_folder: Path) -> None:
-    with pytest.raises(DataError, match=r"Images are read as RGB, 3 channels; the anchors take 1\."):
-        load(image_folder, data_config=CONFIG | {"input_size": (1, 8, 8)})
+@pytest.mark.parametrize("augmentation", ["light", "strong"])
+def test_anchors_of_one_channel_get_grey_images(augmentation: str, image_folder: Path) -> None:
+    grey = CONFIG | {"input_size": (1, 8, 8), "mean": (0.4,), "std": (0.2,)}
+    data = load(image_folder, data_config=grey, augmentation=augmentation)
+    image, _ = data.test[0]
+    grey_image = data.test.source.image(data.test.indices[0]).convert("L")
+    assert torch.equal(image, create_transform(**grey, is_training=False)(grey_image))
+    augmented = next(iter(batches(data.augmented, 4, shuffle_seed=1)))[0]
+    assert augmented.shape == (4, 1, 8, 8) and bool(torch.isfinite(augmented).all())
+
+
+def test_anchors_of_other_channels_are_refused(image_folder: Path) -> None:
+    with pytest.raises(DataError, match=r"Images are read as RGB, 3 channels, or .* as grey; the anchors take 4"):
+        load(image_folder, data_config=CONFIG | {"input_size": (4, 8, 8)})
 
 
 @pytest.mark.parametrize(
@@ -248,7 +251,7 @@ def test_a_familys_sample_that_cannot_be_read_is_one_sentence(tmp_path: Path, sp
 
 def test_a_sample_with_more_labels_than_images_is_refused(tmp_path: Path) -> None:
     sample = write_sample(tmp_path, np.zeros((8, 8, 8, 3), np.uint8), [0, 1] * 4, test=[0, 1] * 5)
-    with pytest.raises(DataError, match=r"is no sample: 10 test labels for 8 images\."):
+    with pytest.raises(DataError, match=r"is not a sample: 10 test labels for 8 images\."):
         load(None, sample=sample)
 
 
@@ -380,6 +383,15 @@ def test_training_images_have_the_size_of_the_anchors_whatever_they_had(
 ) -> None:
     transform = training_transform(CONFIG | {"input_size": (3, *size)}, augmentation)
     assert transform(Image.new("RGB", image)).shape == (3, *size)
+
+
+def test_strong_augmentation_takes_every_magnitude_that_it_may_draw() -> None:
+    transform = training_transform(CONFIG | {"input_size": (3, 16, 16)}, "strong")
+    (randaugment,) = (step for step in transform.transforms if hasattr(step, "ops"))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    for operation in randaugment.ops:
+        operation.prob, operation.magnitude, operation.magnitude_std = 1.0, 1000.0, 0  # as if all draws were too large
+        assert np.asarray(operation(image)).shape == (16, 16, 3), operation.name
 
 
 def test_small_training_images_are_moved_and_flipped_but_not_scaled() -> None:

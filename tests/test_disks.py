@@ -49,7 +49,7 @@ def register(registry: Registry, work: Path) -> None:
     for index in range(4):
         (work / f"e{index}").write_bytes(os.urandom(30_000))
         engines.append(made_up.new_engine(work / f"e{index}", f"new{index}"))
-    registry.register(made_up.build(command="x" * 20_000), engines)
+    made_up.register(registry, made_up.build(command="x" * 20_000), engines)
 
 
 @pytest.mark.parametrize("free", [0, 3, 9, 12, 16, 24, 34, 42])

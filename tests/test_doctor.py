@@ -48,7 +48,7 @@ def healthy(add: Add, tmp_path: Path) -> Path:
     add(
         "onnxruntime-gpu", "1.31.1",
         **{
-            "onnxruntime__capi__build_and_package_info.py": "cuda_version = '13.0'\n",
+            "onnxruntime__capi__build_and_package_info.py": "package_name = 'onnxruntime-gpu'\ncuda_version = '13.0'\n",
             "onnxruntime__capi__libonnxruntime_providers_tensorrt.so": b"\x7fELF\0libnvinfer.so.10\0",
         },
     )  # fmt: skip
@@ -84,9 +84,47 @@ def test_a_cpu_torch_beside_the_indexs_torchvision_is_explained(healthy: Path) -
     assert "pip install --force-reinstall torch torchvision" in said
 
 
-def test_both_onnxruntimes_in_one_environment_are_explained(healthy: Path, add: Add) -> None:
+INFO = "onnxruntime/capi/build_and_package_info.py"
+
+
+def test_both_onnxruntimes_in_one_environment_are_explained_by_whose_files_are_there(healthy: Path, add: Add) -> None:
     add("onnxruntime", "1.32.0")
-    assert "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu" in _said(_read(healthy))
+    said = _said(_read(healthy))
+    assert "onnxruntime 1.32.0 and onnxruntime-gpu 1.31.1 are installed; they are one module" in said
+    assert "what is there now is onnxruntime-gpu, which was compiled for CUDA 13.0" in said
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu" in said
+    (healthy / INFO).write_text("package_name = 'onnxruntime'\n__version__ = '1.32.0'\n")
+    assert "what is there now is onnxruntime, which has no CUDA" in _said(_read(healthy))
+    (healthy / INFO).unlink()
+    assert "neither is complete, and onnxruntime cannot be imported" in _said(_read(healthy))
+
+
+def test_an_onnxruntime_whose_files_were_uninstalled_with_another_is_explained(healthy: Path) -> None:
+    (healthy / INFO).unlink()
+    said = _said(_read(healthy))
+    assert "onnxruntime-gpu 1.31.1 is installed, but its files are not there" in said
+    assert "pip install --force-reinstall --no-deps onnxruntime-gpu" in said
+
+
+def test_either_onnxruntime_is_what_klas_zoo_needs(healthy: Path, add: Add) -> None:
+    (healthy / "onnxruntime_gpu-1.31.1.dist-info" / "METADATA").unlink()
+    assert "klas-zoo needs onnxruntime-gpu>=1.27, and no onnxruntime-gpu is installed" in _said(_read(healthy))
+    add("onnxruntime", "1.32.0")
+    (healthy / INFO).write_text("package_name = 'onnxruntime'\n")
+    assert diagnose(_read(healthy)) == []
+
+
+def test_a_gpu_without_cudas_libraries_is_explained_where_there_is_no_torch(healthy: Path, add: Add) -> None:
+    for name in ("torch-2.14.1", "torchvision-0.29.1"):
+        (healthy / f"{name}.dist-info" / "METADATA").unlink()
+    (healthy / "klas_zoo-0.1.0.dist-info" / "METADATA").unlink()
+    add("klas-zoo", "0.1.1", ("onnxruntime-gpu>=1.27",))
+    assert diagnose(_read(healthy)) == []  # of a machine without a GPU
+    found = replace(_read(healthy), gpus=("NVIDIA L4",), driver="580.1", driver_cuda=(13, 0))
+    assert "needs the libraries of CUDA 13, which are not installed" in _said(found)
+    assert "pip install 'klas-zoo[gpu]'" in _said(found)
+    add("nvidia-cudnn-cu13", "9.28")
+    assert diagnose(replace(_read(healthy), gpus=("NVIDIA L4",), driver="580.1", driver_cuda=(13, 0))) == []
 
 
 def test_a_tensorrt_the_provider_is_not_linked_with_is_explained(healthy: Path, add: Add) -> None:
@@ -101,7 +139,8 @@ def test_cuda_of_torch_and_onnxruntime_have_to_agree(healthy: Path) -> None:
     (healthy / "torchvision" / "version.py").write_text("__version__ = '0.29.1+cu128'\n")
     said = _said(_read(healthy))
     assert "needs the libraries of CUDA 13, but torch was compiled for CUDA 12.8" in said
-    assert "pip install 'onnxruntime-gpu<1.27'" in said
+    # an older onnxruntime-gpu would be refused by klas-zoo's own requirement: no advice in a circle
+    assert "onnxruntime-gpu<" not in said and "pip install --force-reinstall torch torchvision" in said
 
 
 @pytest.mark.parametrize(
@@ -141,9 +180,21 @@ def test_each_extra_says_what_it_would_bring(healthy: Path, add: Add) -> None:
     assert tensorrt.command == "pip install 'klas-zoo[tensorrt]'"
 
 
-def test_every_extra_that_is_described_is_one_of_the_project() -> None:
+def test_an_extra_of_a_package_with_extras_lacks_what_these_bring(healthy: Path, add: Add) -> None:
+    for name in ("klas_zoo-0.1.0", "onnxruntime_gpu-1.31.1"):
+        (healthy / f"{name}.dist-info" / "METADATA").unlink()
+    add("klas-zoo", "0.1.1", ('onnxruntime-gpu[cudnn]>=1.27; extra == "gpu"',))
+    (gpu,) = extras(_read(healthy))
+    assert gpu.missing == ("onnxruntime-gpu[cudnn]>=1.27",)
+    add("onnxruntime-gpu", "1.32", ('nvidia-cudnn-cu13~=9.0; extra == "cudnn"', 'sympy; extra == "symbolic"'))
+    assert extras(_read(healthy))[0].missing == ("nvidia-cudnn-cu13",)
+    add("nvidia-cudnn-cu13", "9.28")
+    assert extras(_read(healthy))[0].missing == ()
+
+
+def test_every_extra_of_the_project_is_described() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert EXTRAS.keys() <= project["optional-dependencies"].keys()
+    assert EXTRAS.keys() == project["optional-dependencies"].keys()
 
 
 def test_the_command_tells_people_and_machines_the_same_of_this_environment() -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import inspect
+import pickle
+import pkgutil
 import re
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
 
 import pytest
 
+import klas_zoo
 from klas_zoo import errors
-from klas_zoo.errors import KlasZooError, UnknownName, UsageError
+from klas_zoo.errors import Interrupted, KlasZooError, MissingPackage, UnknownName, UsageError
 
 CLASSES = [c for _, c in inspect.getmembers(errors, inspect.isclass) if c.__module__ == errors.__name__]
 
@@ -56,3 +65,48 @@ def test_an_unknown_name_is_answered_with_what_would_have_been_right(
 def test_an_unknown_name_tells_the_nearest_to_programs_too() -> None:
     error = UnknownName("family", "deit-mikro", ["deit-micro", "swin"])
     assert (error.kind, error.name, error.nearest) == ("family", "deit-mikro", ["deit-micro"])
+
+
+def every_class() -> list[type[KlasZooError]]:
+    """The root and all classes below it, wherever they are defined."""
+    for module in pkgutil.walk_packages(klas_zoo.__path__, "klas_zoo."):
+        if not module.name.endswith("__main__"):
+            try:
+                importlib.import_module(module.name)
+            except ImportError:
+                continue  # an extra that is not installed
+    found, left = [], [KlasZooError]
+    while left:
+        found.append(left.pop())
+        left += found[-1].__subclasses__()
+    return found
+
+
+ARGUMENTS: dict[type, tuple[Any, ...]] = {
+    UnknownName: ("family", "x", ["a", "b"], "Try it."),
+    Interrupted: (signal.SIGTERM, "at step 3"),
+    MissingPackage: ("klas-zoo build", "torch", "build"),
+}
+
+
+def test_every_error_survives_pickling_and_copying() -> None:
+    classes = every_class()
+    assert len(classes) >= len(CLASSES)
+    for kind in classes:
+        error = kind(*ARGUMENTS.get(kind, ("one sentence.",)))
+        for again in (pickle.loads(pickle.dumps(error)), copy.deepcopy(error)):
+            assert type(again) is kind
+            assert (str(again), again.exit_code) == (str(error), error.exit_code)
+            assert vars(again) == vars(error)
+
+
+def fail(name: str) -> None:
+    raise UnknownName("family", name, ["deit"])
+
+
+def test_a_process_pool_hands_errors_on() -> None:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool, pytest.raises(UnknownName, match="Unknown family 'x'"):
+        pool.submit(fail, "x").result(timeout=120)
+    with context.Pool(1) as other, pytest.raises(UnknownName, match="Unknown family 'y'"):
+        other.apply_async(fail, ("y",)).get(timeout=120)

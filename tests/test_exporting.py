@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +19,16 @@ from test_cli import run
 from toys import write_images
 
 from klas_zoo.building import tuned
-from klas_zoo.building.engines import RouteResult
-from klas_zoo.building.exporting import choose, tuned_source
-from klas_zoo.errors import UsageError, WeightsError
+from klas_zoo.building.package_sources import choose, provenance_of, tuned_source
+from klas_zoo.errors import DamagedPackage, UsageError, WeightsError
+from klas_zoo.exporters.family import PackageSource, VerificationImages, export_family
+from klas_zoo.exporters.manifest import FamilyFacts, PackagedRoute
+from klas_zoo.exporters.onnx_files import stated_preprocessing
 from klas_zoo.exporters.package import Package
 from klas_zoo.families.anchors import Family, load_family
 from klas_zoo.families.specs import FamilySpec, read_family
-from klas_zoo.profiles.macs import Cost
+from klas_zoo.registry import Registry
+from klas_zoo.registry.records import NewEngine
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
 
@@ -31,26 +37,45 @@ STITCH = Route.stitch("half", 2, "float", 3, 4)
 ROUTES = (HALF, STITCH, FLOAT)
 
 
-def results() -> list[RouteResult]:
-    return [
-        RouteResult(
-            route=route, cost=Cost(macs=1000 * (index + 1), parameters=10), top1_before=20.0, top1=50.0 + index,
-            on_frontier=route != STITCH, latencies=(packages.latency(1.0 + index),),
+def listed() -> tuple[PackagedRoute, ...]:
+    return tuple(
+        PackagedRoute(
+            route=route, file=None, macs=1000 * (index + 1), parameters=10, top1=50.0 + index, images=12,
+            on_frontier=route != STITCH, verification=None, latencies=(packages.latency(1.0 + index),),
         )
         for index, route in enumerate(ROUTES)
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def keep(root: Path, family: Family, device: str = "cpu") -> Supernet:
-    """What a build would leave."""
+    """Leaves in a registry what a build would: the fp32 package of a supernet."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(4)
-        supernet = Supernet(family.chains, ROUTES).eval()
+        supernet = Supernet(copy.deepcopy(family.chains), ROUTES).eval()
         for parameter in supernet.parameters():
             parameter.normal_(0, 0.3)
-    record = made_up.build(family=family.name, device=device)
-    config = {**family.data_config, "mean": (0.5, 0.5, 0.5)}
-    tuned.keep(root, supernet, record, 3, results(), 12, config)
+        images = torch.randn(8, *family.input_shape)
+    facts = FamilyFacts(
+        name=family.name, input_shape=family.input_shape, num_classes=family.num_classes, weights=family.weights,
+        data_config={**family.data_config, "mean": [0.5] * 3},
+        anchors=tuple(family.described(name) for name in family.chains),
+    )  # fmt: skip
+    source = PackageSource(facts=facts, routes=listed(), load=lambda routes: supernet, provenance={})
+    compared = VerificationImages(test=lambda: [(images, None)], calibration=list)
+    with tempfile.TemporaryDirectory() as folder:
+        package = export_family(
+            source, Path(folder) / "fp32", precision="fp32", images=compared, threads=1, supernet_routes=listed()
+        ).package
+        engines = [
+            NewEngine(
+                family=family.name, route=one.route, device=device, runtime="onnxruntime", precision="fp32",
+                macs=one.macs, parameters=one.parameters, top1=one.top1 or 0.0, images=one.images,
+                input_shape=family.input_shape, verification=one.verification, latencies=one.latencies,
+                weights="pretrained", dataset="clouds", data_fingerprint="c10d5", file=package.engine(one),
+            )
+            for one in package.routes
+        ]  # fmt: skip
+        Registry.open(root, create=True).register(made_up.build(family=family.name, device=device), engines)
     return supernet
 
 
@@ -77,7 +102,7 @@ def test_a_kept_supernet_is_found_and_computes_what_it_did(
 ) -> None:
     kept = keep(tmp_path, tiny_family)
     found = tuned.find(tmp_path, "tiny-vits")
-    assert (found.build_id, found.build["family"]) == (3, "tiny-vits")
+    assert (found.build_id, found.build["family"]) == (1, "tiny-vits")
     assert [one.route for one in found.routes] == list(ROUTES)
     loaded = found.load(load_family(tiny_spec, random_weights=True, seed=77).chains)
     images = torch.randn(2, 3, 16, 16)
@@ -87,7 +112,7 @@ def test_a_kept_supernet_is_found_and_computes_what_it_did(
 
 
 def test_without_a_build_the_command_that_makes_one_is_named(tmp_path: Path, tiny_family: Family) -> None:
-    with pytest.raises(WeightsError, match="run klas-zoo build --family tiny-vits first, or say --random-weights"):
+    with pytest.raises(WeightsError, match="run klas-zoo build --family tiny-vits first, or pass --random-weights"):
         tuned.find(tmp_path, "tiny-vits")
     keep(tmp_path, replace(tiny_family, name="tiny-vits-two"))
     with pytest.raises(WeightsError, match="No build has left"):
@@ -97,7 +122,7 @@ def test_without_a_build_the_command_that_makes_one_is_named(tmp_path: Path, tin
 def test_of_several_devices_one_has_to_be_named(tmp_path: Path, tiny_family: Family) -> None:
     keep(tmp_path, tiny_family)
     keep(tmp_path, tiny_family, "cuda")
-    with pytest.raises(UsageError, match="for several devices, cpu, cuda: say --device"):
+    with pytest.raises(UsageError, match="for several devices, cpu, cuda: pass --device"):
         tuned.find(tmp_path, "tiny-vits")
     assert tuned.find(tmp_path, "tiny-vits", "cuda").build["device"] == "cuda"
 
@@ -107,9 +132,10 @@ def test_a_kept_file_that_is_damaged_or_of_other_anchors_is_refused(tmp_path: Pa
     found = tuned.find(tmp_path, "tiny-vits")
     with pytest.raises(WeightsError, match="not those of this family"):
         found.load({"half": tiny_family.chains["half"]})
-    found.path.write_bytes(b"\x80\x04.")
-    with pytest.raises(WeightsError, match="is no tuned supernet"):
-        tuned.find(tmp_path, "tiny-vits")
+    weights = found.path / "weights.bin"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(DamagedPackage, match=r"weights\.bin is cut short"):
+        found.load(tiny_family.chains)
 
 
 def test_a_package_is_exported_and_verified_and_tells_where_it_comes_from(place: Path, tmp_path: Path) -> None:
@@ -117,7 +143,7 @@ def test_a_package_is_exported_and_verified_and_tells_where_it_comes_from(place:
     assert code == 0, error
     assert [one["status"] for one in json.loads(out)["routes"]] == ["verified"] * 3
     package = Package.open(tmp_path / "package")
-    assert package.manifest.provenance["build_id"] == 3
+    assert package.manifest.provenance["build_id"] == 1
     assert package.manifest.provenance["build"]["dataset"] == made_up.OF_A_BUILD["dataset"]
     assert package.manifest.family.data_config["mean"] == [0.5] * 3
     assert [one.top1 for one in package.routes] == [50.0, 51.0, 52.0]
@@ -130,6 +156,31 @@ def test_a_package_is_exported_and_verified_and_tells_where_it_comes_from(place:
     code, out, error = run("verify", tmp_path / "package")
     assert (code, out) == (1, "")
     assert "half.onnx is cut short" in error and len(error.strip().splitlines()) == 1
+
+
+BUILD = {
+    "command": "klas-zoo build --data /home/ada/secret", "dataset": "50 images of clouds", "settings": {"batch": 50},
+    "manifest": {
+        "key": "c0ffee", "machine": {"host": "adas-desk", "system": "Linux-6.1"},
+        "anchors": {"half": {"sha256": "0" * 64, "checkpoint": "/home/ada/half.pth"}},
+    },
+}  # fmt: skip
+
+
+def test_what_is_published_names_neither_host_nor_kernel_nor_paths_unless_that_is_asked_for() -> None:
+    public, full = (provenance_of(BUILD, 7, full=full) for full in (False, True))
+    text = json.dumps(public)
+    assert not [word for word in ("ada", "Linux-6.1", "command") if word in text]
+    assert public["build"]["manifest"] == {"key": "c0ffee", "anchors": {"half": {"sha256": "0" * 64}}}
+    assert public["build_id"] == 7 and public["build"]["dataset"] == BUILD["dataset"]
+    assert full["build"] == BUILD and full["command"]
+
+
+def test_the_full_provenance_is_an_option(place: Path, tmp_path: Path) -> None:
+    for name, wanted in (("public", False), ("full", True)):
+        assert export(place, tmp_path / name, "--provenance", name, "--routes", "half")[0] == 0
+        provenance = Package.open(tmp_path / name).manifest.provenance
+        assert ("command" in provenance, "command" in provenance["build"]) == (wanted, wanted)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +196,7 @@ def test_a_package_is_exported_and_verified_and_tells_where_it_comes_from(place:
 def test_routes_are_chosen_by_name_frontier_or_latency(
     options: dict[str, Any], kept: list[str], place: Path
 ) -> None:
-    source = tuned_source(read_family(place / "family.toml"), place / "registry", None)
+    _, source = tuned_source(str(place / "family.toml"), place / "registry", None)
     assert [one.name for one in choose(source, **options).routes] == kept
 
 
@@ -173,7 +224,7 @@ BAD = {
     "a budget nothing keeps": (("--latency", "1us"), 1, "the fastest, half, takes 1.00 ms"),
     "no budget": (("--latency", "5"), 2, "5ms, 200us or 1.5s"),
     "int8 for torch": (("--format", "torch", "--precision", "int8"), 2, "takes --precision fp32, fp16, bf16"),
-    "another device": (("--device", "cuda"), 1, "No build has left"),
+    "another device": (("--device", "a100"), 1, "No build has left"),
     "images that are not there": (("--data", "nowhere"), 1, "nowhere is not a folder"),
 }
 
@@ -201,6 +252,75 @@ def test_a_folder_without_a_manifest_is_no_package(tmp_path: Path) -> None:
     code, _, error = run("verify", tmp_path)
     assert code == 1
     assert "is no package: it has no manifest.json" in error
+
+
+def test_a_family_that_was_built_is_exported_by_its_name_alone(place: Path, tmp_path: Path) -> None:
+    code, _, error = run(
+        "export", "--family", "tiny-vits", "--registry", place / "registry", "--data", place / "images", "--threads", 1,
+        "--routes", "half", "--out", tmp_path / "package",
+    )  # fmt: skip
+    assert code == 0, error
+    assert [one.name for one in Package.open(tmp_path / "package").routes] == ["half"]
+
+
+def test_an_unknown_family_names_those_that_were_built(place: Path, tmp_path: Path) -> None:
+    code, _, error = run("export", "--family", "tiny-vit5", "--registry", place / "registry", "--out", tmp_path / "p")
+    assert code == 2
+    assert "tiny-vits" in error
+
+
+EDITS = {
+    "an anchor's name": ('name = "half"', 'name = "thin"'),
+    "another model": ("num_heads = 2", "num_heads = 4"),
+    "the number of classes": ("num_classes = 4", "num_classes = 5"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_a_family_file_that_was_changed_since_its_build_is_refused(
+    edit: tuple[str, str], place: Path, tmp_path: Path
+) -> None:
+    assert edit[0] in TINY_FAMILY
+    (tmp_path / "family.toml").write_text(TINY_FAMILY.replace(*edit))
+    code, out, error = run(
+        "export", "--family", tmp_path / "family.toml", "--registry", place / "registry", "--out", tmp_path / "package",
+    )  # fmt: skip
+    assert (code, out) == (1, "")
+    assert "family.toml was changed since build 1" in error and "pass --family tiny-vits" in error
+
+
+def test_a_file_of_ones_own_that_is_called_like_a_built_in_family_is_named_in_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(TINY_FAMILY.replace('name = "tiny-vits"', 'name = "deit"', 1))
+    for command in (("export", "--out", tmp_path / "package"), ("routes",)):
+        code, _, error = run(*command, "--family", tmp_path / "mine.toml", "--registry", tmp_path / "registry")
+        assert code == 1
+        assert f"klas-zoo build --family {tmp_path / 'mine.toml'} " in error
+
+
+ODD_FAMILIES = {
+    "two classes": ({"num_classes": 2}, "half"),
+    "four channels": ({"input_shape": "[4, 16, 16]", "in_chans": 4}, "half"),
+    "one channel": ({"input_shape": "[1, 16, 16]", "in_chans": 1}, "half"),
+}
+
+
+@pytest.mark.parametrize(("changes", "route"), ODD_FAMILIES.values(), ids=ODD_FAMILIES)
+def test_untrained_families_of_any_classes_and_channels_are_exported_with_images_that_are_lent(
+    changes: dict[str, Any], route: str, tmp_path: Path
+) -> None:
+    text = re.sub(r"num_classes = \d+", f"num_classes = {changes.get('num_classes', 4)}", TINY_FAMILY)
+    text = re.sub(r"input_shape = .*", f"input_shape = {changes.get('input_shape', '[3, 16, 16]')}", text)
+    text = text.replace("num_heads", f"in_chans = {changes.get('in_chans', 3)}, num_heads")
+    (tmp_path / "family.toml").write_text(text)
+    code, _, error = run(
+        "export", "--family", tmp_path / "family.toml", "--random-weights", "--routes", route, "--threads", 1,
+        "--out", tmp_path / "package",
+    )  # fmt: skip
+    assert code == 0, error
+    (graph,) = (tmp_path / "package").glob("*.onnx")
+    stated = stated_preprocessing(graph)
+    assert stated["input_size"] == Package.open(tmp_path / "package").manifest.family.data_config["input_size"]
+    assert len(stated["mean"]) == len(stated["std"]) == changes.get("in_chans", 3)
 
 
 def test_random_weights_are_packaged_loudly(place: Path, tmp_path: Path) -> None:

@@ -81,16 +81,16 @@ def test_the_area_does_not_depend_on_units(points: list[Point], factor: int, shi
 @pytest.mark.parametrize(
     ("points", "expected"),
     [
-        ([], 0.0),  # the cheapest anchor's accuracy until the dearest's cost
+        ([], 0.0),  # the smallest anchor's accuracy until the largest's cost
         ([CHEAP, DEAR], 0.0),
         ([(2.0, 2.0)], 0.75 * 0.5),
         ([(2.0, 2.0), (3.0, 3.0)], 0.25 * 0.5 + 0.5 * 1.0),
         ([(2.0, 2.0), (3.0, 1.5)], 0.75 * 0.5),
         ([(1.0, 3.0)], 1.0),
-        ([(0.5, 3.0)], 1.0),  # cheaper than the cheapest anchor: counted from there
-        ([(2.0, 4.0)], 0.75 * 1.5),  # better than the dearest anchor
-        ([(3.0, 0.0)], 0.0),  # worse than the cheapest
-        ([(6.0, 9.0)], 0.0),  # dearer than the dearest
+        ([(0.5, 3.0)], 1.0),  # smaller than the smallest anchor: counted from there
+        ([(2.0, 4.0)], 0.75 * 1.5),  # better than the largest anchor
+        ([(3.0, 0.0)], 0.0),  # worse than the smallest
+        ([(6.0, 9.0)], 0.0),  # larger than the largest
         ([(5.0, 9.0)], 0.0),
     ],
 )
@@ -98,10 +98,10 @@ def test_areas_worked_out_by_hand(points: list[tuple[float, float]], expected: f
     assert area(points, (1.0, 1.0), (5.0, 3.0)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("dearest", [(1.0, 3.0), (0.5, 3.0), (5.0, 1.0), (5.0, 0.5)])
-def test_anchors_that_span_no_range_have_no_area(dearest: tuple[float, float]) -> None:
+@pytest.mark.parametrize("largest", [(1.0, 3.0), (0.5, 3.0), (5.0, 1.0), (5.0, 0.5)])
+def test_anchors_that_span_no_range_have_no_area(largest: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="no range to scale to between"):
-        area([], (1.0, 1.0), dearest)
+        area([], (1.0, 1.0), largest)
 
 
 @given(POINTS, st.integers(1, 8))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,21 +11,9 @@ import torch
 from test_checkpoints import SETTINGS, STEPS, stream, supernet
 from torch import nn
 
-from klas_zoo.building.keeping import write_tensors
+from klas_zoo.tensors import write_tensors
 from klas_zoo.tuning.checkpoints import Checkpoints
 from klas_zoo.tuning.tuner import Tuner
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 512 kB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", place], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
 
 
 def test_weights_that_do_not_fit_say_so(small_disk: Path) -> None:

@@ -39,7 +39,7 @@ STITCHES = [
 
 
 def truth(route: Route, *, stem: float = 0.7, head: float = 0.05, seam: float = 0.1) -> float:
-    """Milliseconds that no guess knows: wide blocks are cheaper for each multiply-add, stems and heads are dear."""
+    """Milliseconds that no guess knows: wide blocks are smaller for each multiply-add, stems and heads are large."""
     block_ms = {"tiny": 0.9, "small": 3.0, "base": 9.5}
     ms = stem * (1 + WIDTHS[route.segments[0].anchor] / 40) + head
     ms += sum(block_ms[s.anchor] * (s.last - s.first + 1) for s in route.segments)

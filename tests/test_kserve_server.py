@@ -9,21 +9,23 @@ import numpy as np
 import packages
 import pytest
 from protocol import ask, client_of, images, route_of, torchs_logits
-from server_processes import ROOT, Server, environment, free_ports, running
+from server_processes import Server, kserve
 from tritonclient.utils import InferenceServerException
+
+from klas_zoo.exporters.package import Package
+from klas_zoo.exporters.packaged_cascades import PackagedCascade
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    venv = environment("kserve")
-    folder = tmp_path_factory.mktemp("kserve")
-    package = packages.write_package(folder / "package")
-    ports = free_ports(2)
-    command = [
-        venv / "bin" / "python", ROOT / "tests" / "kserve_loopback.py", "--package", package.folder, "--threads", "1",
-        "--model_name", "made-up", "--http_port", ports[0], "--grpc_port", ports[1],
-    ]  # fmt: skip
-    with running(command, ports, folder / "kserve.log") as server:
+def carried(tmp_path_factory: pytest.TempPathFactory) -> tuple[Package, PackagedCascade]:
+    return packages.carry_cascade(packages.write_package(tmp_path_factory.mktemp("kserve") / "package"))
+
+
+@pytest.fixture(scope="module")
+def server(carried: tuple[Package, PackagedCascade], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with kserve(carried[0].folder, tmp_path_factory.mktemp("server"), "made-up") as server:
         yield server
 
 
@@ -59,3 +61,12 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(client: Any) -> None
         ask(client, "made-up", images(1), route="slimm")
     with pytest.raises(InferenceServerException, match=r"Images are \(B, 3, 16, 16\)"):
         ask(client, "made-up", np.zeros((1, 3, 8, 8), np.float32))
+
+
+def test_a_cascade_answers_for_its_name_and_within_a_mean(
+    client: Any, carried: tuple[Package, PackagedCascade]
+) -> None:
+    assert route_of(ask(client, "made-up", images(3), route=carried[1].name)) == carried[1].name
+    assert route_of(ask(client, "made-up", images(3), mean_ms=60_000)) in (carried[1].name, *map(str, packages.ROUTES))
+    with pytest.raises(InferenceServerException, match="Pass one of latency_ms, mean_ms and route"):
+        ask(client, "made-up", images(1), mean_ms=5, route="slim")

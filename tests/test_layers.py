@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"zoo": (), "exporters": ("exporters",), "profiles": ("profiles",)}
-STREAM = (
-    "errors", "versions", "files", "stored", "units", "frontier", "modes", "memory", "routes", "chains",
-    "architectures", "supernet", "families", "profiles", "exporters", "processes", "progress", "data",
-    "initialisation", "selection", "tuning", "costs", "registry", "building", "runtime", "serving", "sharing",
-    "doctor", "cli", "__main__",
-)  # fmt: skip
+# rooms in their order: the first column of the table in docs/layout.md
+STREAM = tuple(
+    room.removesuffix("/")
+    for row in re.findall(r"^\| (`[^|]+`) \|", (ROOT / "docs" / "layout.md").read_text(encoding="utf-8"), re.MULTILINE)
+    for room in re.findall(r"`([^`]+)`", row)
+)
 
 
 def test_no_module_imports_from_further_down_the_stream() -> None:
@@ -29,6 +30,7 @@ def test_no_module_imports_from_further_down_the_stream() -> None:
 
 def test_the_stream_names_every_room_and_no_other() -> None:
     assert {room for room, _ in _modules()} == set(STREAM)
+    assert len(set(STREAM)) == len(STREAM)
 
 
 def _modules() -> Iterator[tuple[str, Path]]:

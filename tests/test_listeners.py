@@ -11,12 +11,12 @@ from rich.console import Console
 
 from klas_zoo.errors import UsageError
 from klas_zoo.progress.console import ConsoleListener
-from klas_zoo.progress.listeners import JsonLog, Nobody, Several, TensorBoard
+from klas_zoo.progress.listeners import JsonLog, MultiListener, NullListener, TensorBoard
 
 
-def tell(listener: Nobody | ConsoleListener | JsonLog | Several) -> None:
+def tell(listener: NullListener | ConsoleListener | JsonLog | MultiListener) -> None:
     listener.say("Two of [3] buckets are empty.")
-    listener.kept("probes", 12.34)
+    listener.cached("probes", 12.34)
     with listener.stage("tune", 4, "images") as advance:
         for step in range(1, 5):
             advance(1, f"loss {1 / step:.3f}")
@@ -30,7 +30,7 @@ def test_a_file_gets_whole_lines_now_and_then_and_no_control_characters() -> Non
     assert "\x1b" not in text and "\r" not in text
     assert text.splitlines() == [
         "Two of [3] buckets are empty.",
-        "probes            kept from before, took 12.3 s",
+        "probes            cached (originally 12.3 s)",
         "tune              2/4 images, 50%, 40 s left, loss 0.500",
         "tune              4/4 images, 100%, 0 s left, loss 0.250",
         "tune               100.0 s, 0 images/s, loss 0.250",
@@ -53,7 +53,7 @@ def test_every_line_of_the_log_is_one_object_with_its_time() -> None:
     assert all(one.pop("time").endswith("+00:00") for one in found)
     assert found[:3] == [
         {"event": "said", "sentence": "Two of [3] buckets are empty."},
-        {"event": "kept", "stage": "probes", "seconds": 12.34},
+        {"event": "cached", "stage": "probes", "seconds": 12.34},
         {"event": "started", "stage": "tune", "total": 4, "unit": "images"},
     ]
     assert found[3] == {"event": "progress", "stage": "tune", "done": 1, "total": 4, "remark": "loss 1.000"}
@@ -80,10 +80,10 @@ def test_a_log_that_cannot_be_written_is_said_before_anything_else(tmp_path: Pat
 
 def test_several_are_told_everything_and_nobody_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     streams = [io.StringIO(), io.StringIO()]
-    tell(Several(*(JsonLog(stream.write, every_s=1e9, clock=lambda: 0.0) for stream in streams)))
+    tell(MultiListener(*(JsonLog(stream.write, every_s=1e9, clock=lambda: 0.0) for stream in streams)))
     events = [[json.loads(line)["event"] for line in stream.getvalue().splitlines()] for stream in streams]
-    assert events[0] == events[1] == ["said", "kept", "started", "progress", "scalars", "finished"]
-    tell(Nobody())
+    assert events[0] == events[1] == ["said", "cached", "started", "progress", "scalars", "finished"]
+    tell(NullListener())
     assert capsys.readouterr() == ("", "")
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import klas_zoo.families.micro  # noqa: F401  registers its models with timm
-from klas_zoo.architectures import to_chain
 from klas_zoo.chains import Chain, Layout, can_stitch
 from klas_zoo.errors import CountingError
 from klas_zoo.profiles import macs
@@ -20,7 +19,7 @@ from klas_zoo.profiles.macs import (
     COUNTED,
     FREE,
     ChainCost,
-    Cost,
+    RouteCost,
     chain_cost,
     count_macs,
     count_parameters,
@@ -90,8 +89,8 @@ def test_a_batch_costs_as_much_as_its_images() -> None:
 
 
 def test_the_parts_of_a_chain_cost_what_the_whole_model_costs(deit_tiny: nn.Module) -> None:
-    cost = chain_cost(to_chain(deit_tiny, (3, 224, 224)), (3, 224, 224))
-    assert cost.total == Cost(macs=deit_macs(192), parameters=5_717_416)
+    cost = chain_cost(Chain.of(deit_tiny, (3, 224, 224)), (3, 224, 224))
+    assert cost.total == RouteCost(macs=deit_macs(192), parameters=5_717_416)
     assert cost.stem_macs == 14 * 14 * 768 * 192
     assert cost.head_macs == LAYER_NORM * 197 * 192 + 192 * 1000
     assert len(cost.block_macs) == len(cost.block_parameters) == 12
@@ -100,7 +99,7 @@ def test_the_parts_of_a_chain_cost_what_the_whole_model_costs(deit_tiny: nn.Modu
 
 def micro_chains() -> dict[str, Chain]:
     shape = (3, 32, 32)
-    return {name: to_chain(timm.create_model(f"deit_micro_{name}"), shape) for name in ("tiny", "small", "base")}
+    return {name: Chain.of(timm.create_model(f"deit_micro_{name}"), shape) for name in ("tiny", "small", "base")}
 
 
 def map_chains() -> dict[str, Chain]:
@@ -131,12 +130,12 @@ def test_a_route_costs_what_its_whole_network_costs(make_chains) -> None:  # typ
     supernet = Supernet(chains, ROUTES)
     costs = {name: chain_cost(chain, (3, 32, 32)) for name, chain in chains.items()}
 
-    def of_seam(seam: Seam) -> Cost:
+    def of_seam(seam: Seam) -> RouteCost:
         return seam_cost(chains[seam.source].layouts[seam.i], chains[seam.target].layouts[seam.j])
 
     for route in ROUTES:
         network = supernet.network(route)
-        expected = Cost(macs=count_macs(network, torch.zeros(1, 3, 32, 32)), parameters=count_parameters(network))
+        expected = RouteCost(macs=count_macs(network, torch.zeros(1, 3, 32, 32)), parameters=count_parameters(network))
         assert route_cost(route, costs, of_seam) == expected, route
 
 
@@ -172,12 +171,12 @@ def test_a_route_of_any_architecture_costs_what_its_whole_network_costs(
     supernet = Supernet(chains, routes)
     costs = {name: chain_cost(chain, SHAPE) for name, chain in chains.items()}
 
-    def of_seam(seam: Seam) -> Cost:
+    def of_seam(seam: Seam) -> RouteCost:
         return seam_cost(chains[seam.source].layouts[seam.i], chains[seam.target].layouts[seam.j])
 
     for route in routes:
         network = supernet.network(route)
-        expected = Cost(macs=count_macs(network, torch.zeros(1, *SHAPE)), parameters=count_parameters(network))
+        expected = RouteCost(macs=count_macs(network, torch.zeros(1, *SHAPE)), parameters=count_parameters(network))
         assert route_cost(route, costs, of_seam) == expected, route
 
 
@@ -193,7 +192,7 @@ def test_a_route_is_summed_over_its_segments() -> None:
         )
 
     route = Route.stitch("a", 2, "b", 1, 3)
-    seams = {Seam("a", 2, "b", 1): Cost(macs=10_000, parameters=20_000)}
+    seams = {Seam("a", 2, "b", 1): RouteCost(macs=10_000, parameters=20_000)}
     found = route_cost(route, {"a": cost(1), "b": cost(100)}, seams.__getitem__)
     assert found.macs == (1 + 2 + 3) + 10_000 + (300 + 400 + 500)
     assert found.parameters == (6 + 7 + 8) + 20_000 + (800 + 900 + 1000)
@@ -209,14 +208,14 @@ def test_a_route_is_summed_over_its_segments() -> None:
             18,
         ),
         (Layout(kind="maps", width=40, grid=(7, 5)), Layout(kind="maps", width=160, grid=(7, 5)), 35),
-        (Layout(kind="maps", width=40, grid=(7, 5)), Layout(kind="maps_last", width=160, grid=(7, 5)), 35),
-        (Layout(kind="maps_last", width=40, grid=(7, 5)), Layout(kind="tokens", width=160, grid=(7, 5)), 35),
+        (Layout(kind="maps", width=40, grid=(7, 5)), Layout(kind="nhwc", width=160, grid=(7, 5)), 35),
+        (Layout(kind="nhwc", width=40, grid=(7, 5)), Layout(kind="tokens", width=160, grid=(7, 5)), 35),
         (Layout(kind="tokens", width=40, grid=(7, 5)), Layout(kind="maps", width=160, grid=(7, 5)), 35),
     ],
     ids=str,
 )
 def test_a_stitching_layer_costs_what_its_formula_says(source: Layout, target: Layout, vectors: int) -> None:
-    expected = Cost(macs=vectors * 40 * 160, parameters=40 * 160 + 160)
+    expected = RouteCost(macs=vectors * 40 * 160, parameters=40 * 160 + 160)
     assert seam_cost(source, target) == expected
     layer = StitchingLayer(source, target)
     assert count_macs(layer, torch.zeros(1, *source.shape)) == expected.macs
@@ -239,7 +238,7 @@ def test_a_norm_of_vectors_costs_one_multiply_add_an_element() -> None:
 
 class Mixer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
-        return tokens.cumsum(1)
+        return tokens.cumprod(1)
 
 
 class Block(nn.Module):
@@ -253,10 +252,16 @@ class Block(nn.Module):
 
 
 def test_an_operator_nobody_can_count_is_an_error_that_names_it_and_its_module() -> None:
-    with pytest.raises(CountingError, match=r"operator aten::cumsum in 0\.mixer \(Mixer\) cannot be counted"):
+    with pytest.raises(CountingError, match=r"operator aten::cumprod in 0\.mixer \(Mixer\) cannot be counted"):
         count_macs(nn.Sequential(Block(), Block()), torch.zeros(1, 3, 4))
-    with pytest.raises(CountingError, match=r"aten::cumsum in Mixer cannot"):
+    with pytest.raises(CountingError, match=r"aten::cumprod in Mixer cannot"):
         count_macs(Mixer(), torch.zeros(1, 3, 4))
+
+
+def test_position_embeddings_that_are_resized_for_every_image_are_an_error_that_says_what_to_state() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, dynamic_img_size=True, depth=1)
+    with pytest.raises(CountingError, match="state img_size among the arguments in the family file, and leave out dyn"):
+        count_macs(model.eval(), torch.zeros(1, 3, 48, 48))
 
 
 def test_a_function_with_its_own_derivative_cannot_be_counted() -> None:
@@ -293,3 +298,9 @@ def test_counting_leaves_modes_statistics_and_the_log_alone(caplog: pytest.LogCa
     assert [module.training for module in network.modules()] == modes
     assert network[1].running_mean.count_nonzero() == 0
     assert not caplog.records
+
+
+def test_an_lstm_costs_its_matrices_for_every_token_of_every_layer_and_direction() -> None:
+    lstm = nn.LSTM(8, 5, num_layers=2, bidirectional=True, batch_first=True)
+    first, second = 4 * 5 * (8 + 5), 4 * 5 * (2 * 5 + 5)  # four gates; the second layer reads both directions
+    assert count_macs(lstm, torch.zeros(3, 7, 8)) == 3 * 7 * 2 * (first + second)

@@ -18,25 +18,25 @@ from klas_zoo.routes import Route
 from klas_zoo.selection import select
 from klas_zoo.selection.candidates import SelectionSettings
 from klas_zoo.selection.measurements import Measurements, SelectionWarning
-from klas_zoo.selection.measuring import Images, measure
+from klas_zoo.selection.measuring import MeasurementImages, measure
 from klas_zoo.selection.probes import ProbeSettings
 from klas_zoo.selection.selectors import SELECTORS
 
 PROBING = ProbeSettings(epochs=2)
 PRICE = {"tiny": 1.0, "small": 3.0, "base": 10.0}
-ALL = frozenset({"outputs", "probes", "calibrated", "cka", "residual", "accuracy", "output_kl"})
+ALL = frozenset({"outputs", "probes", "cka", "residual", "accuracy", "output_kl"})
 
 
 def cost(route: Route) -> float:
     return sum(PRICE[s.anchor] * (s.last - s.first + 1) for s in route.segments)
 
 
-def streams(train: list[Batch], heldout: list[Batch]) -> Images:
+def streams(train: list[Batch], heldout: list[Batch]) -> MeasurementImages:
     def epochs() -> Iterable[Iterator[Batch]]:
         return (iter(train) for _ in range(PROBING.epochs))
 
     count = sum(len(labels) for _, labels in train)
-    return Images(
+    return MeasurementImages(
         epochs=epochs, fit=lambda: train, heldout=lambda: heldout, epochs_count=PROBING.epochs * count,
         fit_count=count, heldout_count=sum(len(labels) for _, labels in heldout),
     )  # fmt: skip
@@ -101,7 +101,7 @@ def test_stages_are_told_with_their_images() -> None:
         three_chains(), ALL, streams(TRAIN, HELDOUT), cost, SelectionSettings(), probing=PROBING, stage=stage,
         warn=lambda sentence: None,
     )  # fmt: skip
-    assert list(told) == ["probes", "similarity", "calibration", "CKA", "fit candidates", "run candidates"]
+    assert list(told) == ["probes", "similarity", "CKA", "fit candidates", "run candidates"]
     assert all(total == done for total, done in told.values())
 
 
@@ -110,11 +110,11 @@ def test_probes_train_once_for_all_that_need_them() -> None:
     for chain in chains.values():
         forget_calls(chain)
     measure(
-        chains, {"probes", "calibrated"}, streams(TRAIN, HELDOUT), cost, SelectionSettings(), probing=PROBING,
+        chains, {"outputs", "probes"}, streams(TRAIN, HELDOUT), cost, SelectionSettings(), probing=PROBING,
         warn=lambda sentence: None,
     )  # fmt: skip
-    # two epochs of three batches, Θ once, both halves of the held-out images
-    assert {count for chain in chains.values() for count in calls(chain)} == {2 * 3 + 3 + 3 + 3}
+    # two epochs of three batches, and Θ once
+    assert {count for chain in chains.values() for count in calls(chain)} == {2 * 3 + 3}
 
 
 class Nothing(nn.Module):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import Block
 
-from klas_zoo.families.micro import DEPTH, GRID, ConvStem, LocalMlp
+from klas_zoo.chains import Chain
+from klas_zoo.families.micro import DEPTH, GRID, LocalBlock
+from klas_zoo.profiles.macs import chain_cost
 
 NAMES = ["deit_micro_tiny", "deit_micro_small", "deit_micro_base"]
 
@@ -15,7 +20,7 @@ def test_timm_knows_the_models_by_name() -> None:
     assert set(timm.list_models("deit_micro*")) == set(NAMES)
 
 
-@pytest.mark.parametrize(("name", "width"), [*zip(NAMES, (20, 40, 80), strict=True)])
+@pytest.mark.parametrize(("name", "width"), [*zip(NAMES, (48, 96, 192), strict=True)])
 def test_every_model_turns_small_images_into_tokens_on_a_grid_and_ten_logits(name: str, width: int) -> None:
     model = timm.create_model(name).eval()
     images = torch.randn(2, 3, 32, 32)
@@ -43,32 +48,39 @@ def test_there_are_no_weights_on_the_hub() -> None:
         timm.create_model("deit_micro_tiny", pretrained=True)
 
 
-def test_the_stem_keeps_the_order_of_rows_and_columns() -> None:
+def test_every_size_costs_at_least_two_and_a_half_times_the_one_before() -> None:
+    macs = [chain_cost(Chain.of(timm.create_model(name).eval(), (3, 32, 32)), (3, 32, 32)).total.macs for name in NAMES]
+    assert all(large >= 2.5 * small for small, large in itertools.pairwise(macs))
+    assert macs == pytest.approx([13.2e6, 64.1e6, 241.5e6], rel=0.01)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_embedding_is_linear_and_at_least_as_wide_as_a_patch_has_values(name: str) -> None:
+    projection = timm.create_model(name).patch_embed.proj
+    assert projection.kernel_size == projection.stride == (4, 4)
+    assert projection.out_channels >= 3 * 4 * 4
+
+
+def test_a_block_without_its_convolution_is_timms() -> None:
     torch.manual_seed(0)
-    stem = ConvStem((16, 16, 16), 32).eval()
-    images = torch.zeros(1, 3, 32, 32)
-    base = stem(images)
-    images[..., 30:, :2] = 100.0  # the lower left corner
-    changed = (stem(images) - base).abs().sum(-1)[0].view(GRID, GRID)
-    assert changed.argmax() == (GRID - 1) * GRID
-    assert changed[0, -1] == 0
+    ours, usual = LocalBlock(24, 3).eval(), Block(24, 3).eval()
+    usual.load_state_dict({name: one for name, one in ours.state_dict().items() if not name.startswith("local.")})
+    torch.nn.init.zeros_(ours.local.weight)
+    torch.nn.init.zeros_(ours.local.bias)
+    tokens = torch.randn(2, GRID * GRID, 24)
+    assert torch.equal(ours(tokens), usual(tokens))
 
 
-def test_a_local_mlp_without_its_convolution_is_the_usual_mlp() -> None:
-    mlp = LocalMlp(6, 10, act_layer=None, drop=0.0)
-    tokens = torch.randn(2, GRID * GRID, 6)
-    torch.nn.init.zeros_(mlp.local.weight)
-    torch.nn.init.zeros_(mlp.local.bias)
-    usual = mlp.fc2(torch.nn.functional.gelu(mlp.fc1(tokens)))
-    assert torch.allclose(mlp(tokens), usual, atol=1e-6)
-
-
-def test_a_local_mlp_mixes_a_token_with_its_neighbours_on_the_grid_only() -> None:
-    mlp = LocalMlp(6, 10)
-    tokens = torch.randn(1, GRID * GRID, 6)
+def test_a_block_adds_to_a_token_its_neighbours_on_the_grid_only() -> None:
+    block = LocalBlock(6, 2)
+    tokens = torch.zeros(1, GRID * GRID, 6)
     moved = tokens.clone()
     moved[0, GRID + 1] += 1.0  # row 1, column 1
-    changed = (mlp(moved) - mlp(tokens)).abs().sum(-1)[0].view(GRID, GRID) > 1e-6
+    seen: list[torch.Tensor] = []
+    block.norm1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    block(tokens)
+    block(moved)
+    changed = (seen[1] - seen[0]).abs().sum(-1)[0].view(GRID, GRID) > 1e-6
     expected = torch.zeros(GRID, GRID, dtype=torch.bool)
     expected[:3, :3] = True
     assert torch.equal(changed, expected)

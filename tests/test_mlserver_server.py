@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,30 +9,23 @@ import numpy as np
 import packages
 import pytest
 from protocol import ask, client_of, images, route_of, torchs_logits
-from server_processes import Server, environment, free_ports, running
+from server_processes import Server, mlserver
 from tritonclient.utils import InferenceServerException
+
+from klas_zoo.exporters.package import Package
+from klas_zoo.exporters.packaged_cascades import PackagedCascade
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    venv = environment("mlserver")
-    folder = tmp_path_factory.mktemp("mlserver")
-    package = packages.write_package(folder / "package")
-    http, grpc, metrics = free_ports(3)
-    settings = {
-        "host": "127.0.0.1", "http_port": http, "grpc_port": grpc, "metrics_port": metrics,
-        "metrics_endpoint": None, "parallel_workers": 0,
-    }  # fmt: skip
-    model = {
-        "name": "made-up",
-        "implementation": "klas_zoo.serving.mlserver_runtime.ElasticRuntime",
-        "parameters": {"uri": str(package.folder), "extra": {"threads": 1}},
-    }
-    (folder / "models").mkdir()
-    (folder / "models" / "settings.json").write_text(json.dumps(settings))
-    (folder / "models" / "model-settings.json").write_text(json.dumps(model))
-    command = [venv / "bin" / "mlserver", "start", folder / "models"]
-    with running(command, (http, grpc), folder / "mlserver.log", PROMETHEUS_MULTIPROC_DIR=str(folder)) as server:
+def carried(tmp_path_factory: pytest.TempPathFactory) -> tuple[Package, PackagedCascade]:
+    return packages.carry_cascade(packages.write_package(tmp_path_factory.mktemp("mlserver") / "package"))
+
+
+@pytest.fixture(scope="module")
+def server(carried: tuple[Package, PackagedCascade], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with mlserver(carried[0].folder, tmp_path_factory.mktemp("server"), "made-up") as server:
         yield server
 
 
@@ -71,3 +63,12 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(client: Any) -> None
         _ask(client, images(1), route="slimm")
     with pytest.raises(InferenceServerException, match=r"Images are \(B, 3, 16, 16\)"):
         _ask(client, np.zeros((1, 3, 8, 8), np.float32))
+
+
+def test_a_cascade_answers_for_its_name_and_within_a_mean(
+    client: Any, carried: tuple[Package, PackagedCascade]
+) -> None:
+    assert route_of(_ask(client, images(3), route=carried[1].name)) == carried[1].name
+    assert route_of(_ask(client, images(3), mean_ms=60_000)) in (carried[1].name, *map(str, packages.ROUTES))
+    with pytest.raises(InferenceServerException, match="Pass one of latency_ms, mean_ms and route"):
+        _ask(client, images(1), mean_ms=5, route="slim")

@@ -16,18 +16,12 @@ import numpy as np
 import onnx
 import packages
 import pytest
+from packages import edit, rehash
 from safetensors.numpy import load_file, save_file
 
 from klas_zoo.errors import DamagedPackage, NewerPackage, PackageError, UnknownName
 from klas_zoo.exporters.package import Package
 from klas_zoo.files import sha256_of
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("packages") / "whole"
-    packages.write_package(folder)
-    return folder
 
 
 @pytest.fixture
@@ -36,21 +30,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "package"))
 
 
-def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the manifest as somebody would who wants it to be believed."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    change(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def rehash(folder: Path, name: str) -> None:
-    """Makes the manifest agree with a file that was altered."""
-    path = folder / name
-    entry = {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    edit(folder, lambda manifest: manifest["files"].update({name: entry}))
-
-
-def test_a_package_tells_its_routes_cheapest_first_with_all_that_is_known_of_them(whole: Path) -> None:
+def test_a_package_tells_its_routes_smallest_first_with_all_that_is_known_of_them(whole: Path) -> None:
     package = Package.open(whole)
     assert [one.route for one in package.routes] == list(packages.ROUTES)
     assert package.manifest.provenance == {"build_id": 7}
@@ -65,7 +45,7 @@ def test_a_package_tells_its_routes_cheapest_first_with_all_that_is_known_of_the
 def test_the_folder_holds_one_weights_file_and_plain_files_only(whole: Path) -> None:
     names = {path.name for path in whole.iterdir()}
     graphs = {f"{route}.onnx" for route in packages.ROUTES}
-    assert names == {"manifest.json", "weights.bin", "references.safetensors", *graphs}
+    assert names == {"manifest.json", "bom.cdx.json", "weights.bin", "references.safetensors", *graphs}
     assert all(path.is_file() and not path.is_symlink() for path in whole.iterdir())
     modes = {path.stat().st_mode for path in whole.iterdir()}
     assert len(modes) == 1
@@ -207,14 +187,22 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[PackageError], str]] = {
     "weights that are a pickle": (_torch_pickle, DamagedPackage, r"weights\.bin is no safetensors file"),
     "references of other images": (_short_references, DamagedPackage, r"references\.safetensors holds no answers of"),
     "a newer schema": (
-        lambda f: edit(f, lambda m: m.update(schema_version=2)), NewerPackage, r"manifest\.json .* its schema is 2"
+        lambda f: edit(f, lambda m: m.update(schema_version=3)), NewerPackage, r"manifest\.json .* its schema is 3"
     ),
     "no schema": (lambda f: edit(f, lambda m: m.pop("schema_version")), DamagedPackage, "has no schema_version"),
     "no JSON": (lambda f: (f / "manifest.json").write_text("{"), DamagedPackage, r"manifest\.json is not JSON"),
     "deep JSON": (lambda f: (f / "manifest.json").write_text("[" * 10**6), DamagedPackage, r"manifest\.json is not"),
     "a list": (lambda f: (f / "manifest.json").write_text("[]"), DamagedPackage, "is no manifest"),
-    "no routes": (lambda f: edit(f, lambda m: m.update(routes=[])), DamagedPackage, "cannot be understood"),
-    "a route that did not pass": (lambda f: edit(f, _not_passed), DamagedPackage, "slim did not pass"),
+    "no routes": (lambda f: edit(f, lambda m: m.update(routes=[])), DamagedPackage, r"json: routes is not valid"),
+    "a route that did not pass": (
+        lambda f: edit(f, _not_passed), DamagedPackage, r"routes\[0\] is not valid: its verification did not pass"
+    ),
+    "a manifest without its sum": (
+        lambda f: edit(f, lambda m: m.pop("sha256")), DamagedPackage, r"manifest\.json is not the manifest that was wri"
+    ),
+    "a space more": (
+        lambda f: (f / "manifest.json").write_text((f / "manifest.json").read_text() + " "), DamagedPackage, "is not"
+    ),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), PackageError, "it has no manifest.json"),
 }  # fmt: skip
 
@@ -242,14 +230,104 @@ def test_a_folder_may_be_named_by_a_link(whole: Path, tmp_path: Path) -> None:
 
 
 def test_every_manifest_field_taken_away_is_refused(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
+    whole = (folder / "manifest.json").read_text()
+    since = {"data", "supernet"}  # packages of earlier versions have none
+    wanted = [[key] for key in json.loads(whole) if key not in since]
+    for path in wanted + [["routes", 0, key] for key in ("segments", "file", "macs", "latencies")]:
 
-    for path in [[key] for key in manifest] + [["routes", 0, key] for key in ("segments", "file", "macs", "latencies")]:
-        copy = json.loads(json.dumps(manifest))
-        holder = copy
-        for key in path[:-1]:
-            holder = holder[key]
-        del holder[path[-1]]
-        (folder / "manifest.json").write_text(json.dumps(copy))
+        def change(table: dict[str, Any], path: list[Any] = path) -> None:
+            holder: Any = table
+            for key in path[:-1]:
+                holder = holder[key]
+            del holder[path[-1]]
+
+        (folder / "manifest.json").write_text(whole)
+        edit(folder, change)
         with pytest.raises(DamagedPackage, match=r"manifest\.json"):
             Package.open(folder)
+
+
+def _set(*path: Any) -> Callable[[dict[str, Any]], None]:
+    """Puts the last of a path at the place that the others name."""
+
+    def change(table: dict[str, Any]) -> None:
+        holder: Any = table
+        for key in path[:-2]:
+            holder = holder[key]
+        holder[path[-2]] = path[-1]
+
+    return change
+
+
+LATENCY = ("routes", 0, "latencies", 0)
+IMPOSSIBLE = {
+    "an unknown precision": ("precision", "fp33"),
+    "no precision": ("precision", None),
+    "an edge of no pixels": ("family", "input_shape", [3, 0, 16]),
+    "an image that no memory holds": ("family", "input_shape", [3, 2**15, 2**15]),
+    "an edge that is a text": ("family", "input_shape", [3, "16", 16]),
+    "no classes": ("family", "num_classes", 0),
+    "a mean of infinity": ("family", "data_config", {"mean": [float("inf")] * 3}),
+    "a mean of 401 digits": ("family", "data_config", {"mean": [10**400, 0.5, 0.5]}),
+    "a std of zero": ("family", "data_config", {"std": [0.0] * 3}),
+    "an anchor without a name": ("family", "anchors", [{"depth": 3}]),
+    "an anchor whose name clears the screen": ("family", "anchors", [{"name": "\x1b[2J", "depth": 3}]),
+    "an anchor of half a character": ("family", "anchors", [{"name": "\ud800", "depth": 3}]),
+    "a family that rings": ("family", "name", "deit\a"),
+    "multiply-adds that no float holds": ("routes", 0, "macs", 10**400),
+    "multiply-adds below zero": ("routes", 0, "macs", -1),
+    "an accuracy above 100 %": ("routes", 0, "top1", 250.0),
+    "an accuracy that is a truth": ("routes", 0, "top1", True),
+    "an accuracy that is no number": ("routes", 0, "top1", float("nan")),
+    "a frontier that is a number": ("routes", 0, "on_frontier", 1),
+    "a tolerance of infinity": ("routes", 0, "verification", "tolerance", float("inf")),
+    "an agreement above 1": ("routes", 0, "verification", "top1_agreement", 1.5),
+    "a difference that is a text": ("routes", 0, "verification", "max_abs_difference", "0"),
+    "no images": ("routes", 0, "verification", "images", 0),
+    "a latency that is a text": (*LATENCY, "p50_ms", "1"),
+    "a latency below zero": (*LATENCY, "p50_ms", -1.0),
+    "a latency of infinity": (*LATENCY, "p90_ms", float("inf")),
+    "a latency that is not known": (*LATENCY, "p50_ms", None),
+    "a latency that no float holds": (*LATENCY, "p99_ms", 10**400),
+    "a batch that is a list": (*LATENCY, "batch", [1]),
+    "another origin": (*LATENCY, "origin", "guessed"),
+    "another clock": (*LATENCY, "clock", "wall"),
+    "a size that is a text": ("files", "slim.onnx", "size_bytes", "12"),
+    "data that are a list": ("data", ["x"]),
+}
+
+
+@pytest.mark.parametrize("place", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_a_manifest_that_was_signed_with_an_impossible_value_is_refused_by_a_sentence(
+    place: tuple[Any, ...], folder: Path
+) -> None:
+    edit(folder, _set(*place))
+    with pytest.raises(DamagedPackage, match=r"manifest\.json") as caught:
+        Package.open(folder)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1 and message.isprintable()
+
+
+def test_every_flipped_bit_of_a_manifest_is_found(folder: Path) -> None:
+    path = folder / "manifest.json"
+    content = path.read_bytes()
+    for bit in range(0, 8 * len(content), 61):  # every bit of a byte comes by
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(PackageError):
+            Package.open(folder, content=False)
+
+
+def test_a_package_of_an_earlier_version_has_no_sum_and_is_read(folder: Path) -> None:
+    edit(folder, lambda table: (table.pop("sha256"), table.update(schema_version=1)))
+    assert Package.open(folder).routes
+
+
+def test_what_lies_beside_the_files_of_a_package_is_named(folder: Path) -> None:
+    package = Package.open(folder)
+    assert package.extra_files() == []
+    (folder / "evil.py").touch()
+    (folder / ".hidden").mkdir()
+    assert Package.open(folder).extra_files() == [".hidden", "evil.py"]
+    assert package.digest == sha256_of(folder / "manifest.json")

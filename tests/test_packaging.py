@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import klas_zoo
 
@@ -42,6 +47,35 @@ def test_the_wheel_holds_every_module_and_data_file_and_no_others(tmp_path: Path
     (wheel,) = tmp_path.glob("*.whl")
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert found == _expected()
+
+
+# what is imported under another name than it is installed, where it may not be installed here
+NAMED = {"pynvml": "nvidia-ml-py", "tensorrt_rtx": "tensorrt-rtx-cu13", "triton_python_backend_utils": None}
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    declared = {canonicalize_name(Requirement(one).name) for one in listed}
+    installed = metadata.packages_distributions()
+    missing = set()
+    for path in (path for path in _sources() if path.parts[0] in FOLDERS and path.suffix == ".py"):
+        for name in _imported(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            brought_by = [NAMED[name]] if name in NAMED else installed.get(name, [name])
+            if brought_by != [None] and not {canonicalize_name(str(one)) for one in brought_by} & declared:
+                missing.add(f"{name}, by {path}")
+    assert not missing
+
+
+def _imported(tree: ast.AST) -> set[str]:
+    """Packages of others that a module imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {one.name.partition(".")[0] for one in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names - sys.stdlib_module_names - {"klas_zoo"}
 
 
 def _sources() -> list[Path]:

@@ -14,7 +14,7 @@ import torch
 from klas_zoo.building.cache import Cache, Json
 from klas_zoo.building.pipeline import Outcome, Runner, Stage, Work
 from klas_zoo.errors import UnknownName
-from klas_zoo.progress.listeners import Nobody
+from klas_zoo.progress.listeners import NullListener
 
 
 class Sum(Stage[int]):
@@ -61,7 +61,7 @@ class Parity(Stage[int]):
 def line(root: Path, first: int = 1, second: int = 2, third: int = 3, **options: Any) -> tuple[Runner, list[str], Any]:
     """first → parity → third, and second ← first."""
     log: list[str] = []
-    runner = Runner(Cache(root), Nobody(), **options)
+    runner = Runner(Cache(root), NullListener(), **options)
     one = runner.do(Sum("first", first, log=log))
     two = runner.do(Sum("second", second, one, log=log))
     three = runner.do(Sum("third", third, runner.do(Parity(one)), log=log))
@@ -81,7 +81,7 @@ def test_every_stage_is_done_once(tmp_path: Path) -> None:
     again, log, kept = line(tmp_path)
     assert log == []
     assert [one.value for one in kept] == [1, 3, 4]
-    assert statuses(again) == dict.fromkeys(("first", "second", "third"), "kept")
+    assert statuses(again) == dict.fromkeys(("first", "second", "third"), "cached")
     assert [one.seconds for one in again.records] == [one.seconds for one in runner.records]
 
 
@@ -106,7 +106,7 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(
     _, log, _ = line(tmp_path, **change)
     assert log == redone
     foretold, _, _ = line(tmp_path, **change, dry=True)
-    assert set(statuses(foretold).values()) == {"kept"}
+    assert set(statuses(foretold).values()) == {"cached"}
     # and what was there before is still there
     assert line(tmp_path)[1] == []
 
@@ -119,13 +119,34 @@ def test_a_dry_run_changes_nothing_and_tells_what_was_interrupted(tmp_path: Path
     key = runner.records[0].key
     assert key
     Cache(tmp_path).unfinished("first", key).mkdir(parents=True)
-    assert statuses(line(tmp_path, dry=True)[0])["first"] == "goes on"
+    assert statuses(line(tmp_path, dry=True)[0])["first"] == "resumes"
+
+
+def test_a_damaged_result_is_made_again_and_what_was_made_from_the_same_stays(tmp_path: Path) -> None:
+    line(tmp_path)
+    (file,) = (tmp_path / "first").glob("*/sum.json")
+    file.write_text("5")
+    _, log, found = line(tmp_path)
+    assert log == ["first"]
+    assert [one.value for one in found] == [1, 3, 4]
+
+
+def test_a_stage_that_gives_something_else_the_second_time_redoes_what_was_made_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line(tmp_path)
+    (file,) = (tmp_path / "first").glob("*/sum.json")
+    file.write_text("damaged")
+    monkeypatch.setattr(Sum, "run", lambda stage, work: stage.log.append(stage.name) or 11)
+    _, log, found = line(tmp_path)
+    assert log == ["first", "second"]  # third was made from its parity
+    assert [one.value for one in found] == [11, 11, 4]
 
 
 def test_redo_throws_away_a_stage_and_those_after_it(tmp_path: Path) -> None:
     line(tmp_path)
     assert statuses(line(tmp_path, redo="second", dry=True)[0]) == {
-        "first": "kept", "second": "to do", "third": "to do"
+        "first": "cached", "second": "to do", "third": "to do"
     }  # fmt: skip
     assert line(tmp_path, redo="second")[1] == ["second", "third"]
     assert line(tmp_path)[1] == []
@@ -144,7 +165,7 @@ def test_a_stage_that_fails_is_done_again_and_those_before_it_are_kept(tmp_path:
 
     log: list[str] = []
     for times in (1, 2):
-        runner = Runner(Cache(tmp_path), Nobody())
+        runner = Runner(Cache(tmp_path), NullListener())
         one = runner.do(Sum("first", 1, log=log))
         with pytest.raises(ZeroDivisionError):
             runner.do(Broken("broken", 1, one, log=log))
@@ -161,7 +182,7 @@ def test_a_stage_draws_the_same_numbers_whatever_ran_before(tmp_path: Path) -> N
     found = []
     for number, seed in enumerate((1, 2, 3)):
         torch.manual_seed(seed)
-        runner = Runner(Cache(tmp_path / str(number)), Nobody())
+        runner = Runner(Cache(tmp_path / str(number)), NullListener())
         if seed == 2:
             runner.do(Draws("before", 1, log=[]))
         found.append(runner.do(Draws("drawing", 1, log=[])).value)
@@ -176,7 +197,7 @@ def test_passes_and_notes_are_kept_with_the_result(tmp_path: Path) -> None:
 
     joules = iter((10.0, 12.5))
     for meter in (lambda: next(joules), lambda: None):
-        runner = Runner(Cache(tmp_path), Nobody(), meter=meter)
+        runner = Runner(Cache(tmp_path), NullListener(), meter=meter)
         runner.do(Noting("noting", 1, log=[]))
         (record,) = runner.records
         assert record.facts["checkpoints"] == {"count": 3}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,7 @@ import made_up
 import pytest
 
 from klas_zoo.errors import DamagedRegistry, NewerRegistry, RegistryError, VerificationError
-from klas_zoo.profiles.records import LatencyRecord
+from klas_zoo.profiles.records import CascadeLatency, Conditions, EstimatedLatency
 from klas_zoo.registry import Registry, database, default_root, rows
 from klas_zoo.registry.records import BuildRecord, EngineRecord
 from klas_zoo.registry.schema import SCHEMA_VERSION
@@ -91,23 +93,25 @@ def test_a_registered_engine_comes_back_with_everything_that_was_said_of_it(
 ) -> None:
     latencies = (made_up.latency(1.5), made_up.latency(9.0, batch=8, shape=(8, 3, 8, 8)))
     new = made_up.new_engine(work / "a.onnx", "tiny", 71.25, latencies, macs=2**40)
-    build_id = registry.register(made_up.build(), [new])
+    build_id = made_up.register(registry, made_up.build(), [new])
     (found,) = registry.engines()
     for field in fields(EngineRecord):
-        if hasattr(new, field.name):
+        if hasattr(new, field.name) and field.name != "size_bytes":
             assert getattr(found, field.name) == getattr(new, field.name), field.name
     assert found.path.read_bytes() == b"tiny"
     assert found.size_bytes == 4
     # an independent way to it: printf tiny | sha256sum
     assert found.sha256 == "8950abfda7b727630760dd35bcf5c3daa7631aff223a90f7728c0d2521dde10c"
-    assert found.path == registry.root / "engines" / "89" / f"{found.sha256}.onnx"
+    manifest = found.path.parent / "manifest.json"
+    assert found.package == hashlib.sha256(manifest.read_bytes()).hexdigest()
+    assert found.path == registry.root / "packages" / found.package / "a.onnx"
     assert (found.build_id, found.built_at) == (build_id, made_up.build().finished_at)
     assert registry.build(build_id) == made_up.build()
 
 
 def test_latencies_are_found_by_percentile_and_batch(registry: Registry, work: Path) -> None:
     latencies = (made_up.latency(1.5, p90_ms=1.75), made_up.latency(9.0, batch=8))
-    registry.register(made_up.build(), [made_up.new_engine(work / "a", latencies=latencies)])
+    made_up.register(registry, made_up.build(), [made_up.new_engine(work / "a", latencies=latencies)])
     (found,) = registry.engines()
     assert found.latency_ms("p90", 1) == 1.75
     assert found.latency_ms("p50", 8) == 9.0
@@ -116,7 +120,7 @@ def test_latencies_are_found_by_percentile_and_batch(registry: Registry, work: P
 
 def test_engines_come_sorted_by_macs(registry: Registry, work: Path) -> None:
     new = [made_up.new_engine(work / n, n, macs=m) for n, m in (("b", 30), ("a", 10), ("c", 20))]
-    registry.register(made_up.build(), new)
+    made_up.register(registry, made_up.build(), new)
     assert names_of(registry) == ["a", "c", "b"]
 
 
@@ -125,7 +129,7 @@ def test_a_build_replaces_the_one_before_it_of_the_same_family_and_device_only(
 ) -> None:
     for family, device, name in (("f", "cpu", "a"), ("f", "gpu", "b"), ("g", "cpu", "c"), ("f", "cpu", "d")):
         new = made_up.new_engine(work / name, name, family=family, device=device)
-        registry.register(made_up.build(family=family, device=device), [new])
+        made_up.register(registry, made_up.build(family=family, device=device), [new])
     assert sorted(names_of(registry)) == ["b", "c", "d"]
     assert [str(e.route) for e in registry.engines(family="f", device="cpu")] == ["d"]
     assert [str(e.route) for e in registry.engines(device="gpu")] == ["b"]
@@ -134,50 +138,52 @@ def test_a_build_replaces_the_one_before_it_of_the_same_family_and_device_only(
 
 
 def test_a_registry_that_was_moved_finds_its_engines(registry: Registry, work: Path, tmp_path: Path) -> None:
-    registry.register(made_up.build(), [made_up.new_engine(work / "a")])
+    made_up.register(registry, made_up.build(), [made_up.new_engine(work / "a")])
     moved = registry.root.rename(tmp_path / "moved #1?")
     (found,) = Registry.open(moved, create=False).engines()
     assert found.path.is_relative_to(moved)
     check_file(found, content=True)
 
 
-def test_the_same_engine_is_stored_once_and_mended_when_it_was_damaged(
+def test_the_same_package_is_stored_once_and_repaired_when_it_was_damaged(
     registry: Registry, work: Path
 ) -> None:
     new = made_up.new_engine(work / "a")
-    registry.register(made_up.build(), [new])
+    made_up.register(registry, made_up.build(), [new])
     (before,) = registry.engines()
     written = before.path.stat().st_mtime_ns
-    registry.register(made_up.build(), [new])
+    made_up.register(registry, made_up.build(), [new])
     assert before.path.stat().st_mtime_ns == written
     before.path.write_bytes(b"TINY")
     with pytest.raises(DamagedRegistry):
         check_file(before, content=True)
-    registry.register(made_up.build(), [new])
+    made_up.register(registry, made_up.build(), [new])
     check_file(before, content=True)
-    assert len(list(registry.root.rglob("*.onnx"))) == 1
+    assert len(list((registry.root / "packages").iterdir())) == 1
 
 
 def test_registering_leaves_no_temporary_files_and_reading_leaves_none(
     registry: Registry, work: Path
 ) -> None:
-    registry.register(made_up.build(), [made_up.new_engine(work / "a")])
+    made_up.register(registry, made_up.build(), [made_up.new_engine(work / "a")])
     registry.engines()
     left = {path.name for path in registry.root.rglob("*") if path.is_file()}
-    assert left == {"registry.sqlite", "store.lock", registry.engines()[0].path.name}
+    assert left == {"registry.sqlite", "store.lock", "manifest.json", registry.engines()[0].path.name}
 
 
 def test_the_tables_have_a_column_for_every_field_of_the_records(registry: Registry) -> None:
     with closing(database.connect(registry.root / "registry.sqlite")) as connection:
         columns = {
             table: {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}
-            for table in ("builds", "latencies")
+            for table in ("builds", "latencies", "conditions")
         }
         assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         assert connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
         assert connection.execute("PRAGMA synchronous").fetchone()[0] == 2
     assert columns["builds"] == {f.name for f in fields(BuildRecord)} | {"id", "current", "removed_at"}
-    assert columns["latencies"] == {f.name for f in fields(LatencyRecord)} | {"engine_id"}
+    assert columns["conditions"] == {f.name for f in fields(Conditions)} | {"id", "device"}
+    of_latencies = {f.name for kind in (EstimatedLatency, CascadeLatency) for f in fields(kind)} - columns["conditions"]
+    assert columns["latencies"] == of_latencies | {"engine_id", "conditions_id", "from_profile"}
 
 
 # what is refused
@@ -192,21 +198,21 @@ def test_an_engine_that_is_not_its_route_is_refused_before_anything_is_written(
     good = made_up.new_engine(work / "a", "good")
     bad = made_up.new_engine(work / "b", "bad", verification=made_up.verification(**found))
     before = files_in(registry.root)
-    with pytest.raises(VerificationError, match="The engine bad of deit-micro is not the same function"):
-        registry.register(made_up.build(), [good, bad])
+    with pytest.raises(VerificationError, match="The engine bad of deit-micro was not registered, nor any other"):
+        made_up.register(registry, made_up.build(), [good, bad])
     assert files_in(registry.root) == before
 
 
 def test_a_build_without_engines_is_a_bug(registry: Registry) -> None:
     with pytest.raises(ValueError, match="without engines"):
-        registry.register(made_up.build(), [])
+        made_up.register(registry, made_up.build(), [])
 
 
-@pytest.mark.parametrize("name", ["family", "device", "data_fingerprint"])
+@pytest.mark.parametrize("name", ["family", "device", "weights"])
 def test_an_engine_of_another_build_is_a_bug(registry: Registry, work: Path, name: str) -> None:
-    changes: dict[str, Any] = {name: "another"}
+    changes: dict[str, Any] = {name: "random"}
     with pytest.raises(ValueError, match=f"differ in {name}"):
-        registry.register(made_up.build(), [made_up.new_engine(work / "a", **changes)])
+        made_up.register(registry, made_up.build(), [made_up.new_engine(work / "a", **changes)])
 
 
 @pytest.mark.parametrize("top1", [-1.0, 100.5, float("nan")])
@@ -230,7 +236,7 @@ def test_two_latencies_at_one_batch_size_are_a_bug(work: Path) -> None:
 
 
 def test_without_a_registry_the_message_says_what_to_run_and_nothing_is_made(root: Path) -> None:
-    with pytest.raises(RegistryError, match=f"No registry at {root}: run klas-zoo build first"):
+    with pytest.raises(RegistryError, match=f"No registry at {root}: run klas-zoo build, add or install first"):
         Registry.open(root, create=False)
     assert not root.exists()
 
@@ -238,7 +244,7 @@ def test_without_a_registry_the_message_says_what_to_run_and_nothing_is_made(roo
 def test_a_database_that_was_only_begun_counts_as_none(root: Path) -> None:
     root.mkdir()
     (root / "registry.sqlite").touch()
-    with pytest.raises(RegistryError, match="run klas-zoo build first"):
+    with pytest.raises(RegistryError, match="run klas-zoo build, add or install first"):
         Registry.open(root, create=False)
     assert Registry.open(root, create=True).engines() == []
 
@@ -247,13 +253,30 @@ def test_the_log_of_a_deleted_database_is_not_played_into_a_new_one(root: Path, 
     registry = Registry.open(root, create=True)
     holder = sqlite3.connect(root / "registry.sqlite")  # keeps the log from being tidied away
     holder.execute("SELECT * FROM builds").fetchall()
-    registry.register(made_up.build(), [made_up.new_engine(work / "a")])
+    made_up.register(registry, made_up.build(), [made_up.new_engine(work / "a")])
     log = (root / "registry.sqlite-wal").read_bytes()
     holder.close()
     assert log
     (root / "registry.sqlite").unlink()
+    shutil.rmtree(root / "packages")
     (root / "registry.sqlite-wal").write_bytes(log)
     assert Registry.open(root, create=True).engines() == []
+
+
+@pytest.mark.parametrize("lost", ["missing", "empty"])
+def test_a_lost_database_is_no_reason_to_begin_anew_beside_its_engines(
+    registry: Registry, work: Path, lost: str
+) -> None:
+    made_up.register(registry, made_up.build(), [made_up.new_engine(work / "a")])
+    file = registry.root / "registry.sqlite"
+    content = file.read_bytes()
+    file.unlink()
+    if lost == "empty":
+        file.touch()
+    with pytest.raises(DamagedRegistry, match=r"holds engines, but .* is missing or empty: put it back from a backup"):
+        Registry.open(registry.root, create=True)
+    file.write_bytes(content)
+    assert_intact(Registry.open(registry.root, create=True))
 
 
 @pytest.mark.parametrize("content", [b"x", b"not a database at all" * 100, b"SQLite format 3\0"])
@@ -279,7 +302,7 @@ def test_a_database_of_another_program_is_left_alone(root: Path) -> None:
 
 
 def test_pages_that_were_overwritten_are_called_damage(registry: Registry, work: Path) -> None:
-    registry.register(made_up.build(), [made_up.new_engine(work / "a")])
+    made_up.register(registry, made_up.build(), [made_up.new_engine(work / "a")])
     file = registry.root / "registry.sqlite"
     content = file.read_bytes()
     file.write_bytes(content[:100] + b"\xff" * (len(content) - 100))
@@ -303,14 +326,15 @@ def test_a_schema_that_is_no_text_any_more_is_called_damage(registry: Registry) 
         "UPDATE engines SET route = '[]'",
         "UPDATE engines SET verification = '{}'",
         "UPDATE engines SET top1 = 400",
-        "UPDATE latencies SET shape = '3'",
+        "UPDATE conditions SET shape = '3'",
+        "UPDATE conditions SET threads = 'many'",
         "DROP TABLE latencies",
     ],
 )
 def test_an_entry_that_cannot_be_understood_is_called_damage(
     registry: Registry, work: Path, damage: str
 ) -> None:
-    registry.register(made_up.build(), [made_up.new_engine(work / "a")])
+    made_up.register(registry, made_up.build(), [made_up.new_engine(work / "a")])
     with closing(database.connect(registry.root / "registry.sqlite")) as connection:
         connection.execute(damage)
     with pytest.raises(DamagedRegistry):
@@ -321,7 +345,7 @@ def test_an_entry_that_cannot_be_understood_is_called_damage(
 def test_a_newer_registry_is_left_byte_for_byte_as_it_was(
     registry: Registry, work: Path, create: bool
 ) -> None:
-    registry.register(made_up.build(), [made_up.new_engine(work / "a")])
+    made_up.register(registry, made_up.build(), [made_up.new_engine(work / "a")])
     with closing(sqlite3.connect(registry.root / "registry.sqlite")) as connection:
         connection.execute(f"PRAGMA user_version = {NEWER}")
     before = files_in(registry.root)
@@ -364,11 +388,13 @@ def test_a_file_in_place_of_the_folder_is_one_sentence(tmp_path: Path) -> None:
         Registry.open(tmp_path / "file", create=True)
 
 
-def test_an_engine_file_that_is_not_there_is_one_sentence(registry: Registry, work: Path) -> None:
-    new = made_up.new_engine(work / "a")
-    (work / "a").unlink()
+def test_a_file_of_a_package_that_is_not_there_is_one_sentence(registry: Registry, work: Path) -> None:
+    new = made_up.new_engine(work / "a.onnx")
+    made_up.write_manifest(work)
+    new.file.unlink()
     with pytest.raises(RegistryError, match="No such file"):
         registry.register(made_up.build(), [new])
+    assert list((registry.root / "packages").iterdir()) == []
 
 
 def test_the_default_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -386,7 +412,10 @@ def test_the_default_root_follows_the_environment(monkeypatch: pytest.MonkeyPatc
 def test_a_full_disk_while_an_engine_is_copied_keeps_the_build_before(
     registry: Registry, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry.register(made_up.build(), [made_up.new_engine(work / "a", "old")])
+    made_up.register(registry, made_up.build(), [made_up.new_engine(work / "a", "old")])
+
+    new = made_up.new_engine(work / "b", "new")
+    made_up.write_manifest(work)
 
     def full(source: Path, target: Path) -> None:
         target.write_bytes(b"ha")
@@ -396,15 +425,15 @@ def test_a_full_disk_while_an_engine_is_copied_keeps_the_build_before(
     with pytest.raises(
         RegistryError, match=r"No space left on device\. Free some space; what was registered"
     ):
-        registry.register(made_up.build(), [made_up.new_engine(work / "b", "new")])
+        registry.register(made_up.build(), [new])
     assert names_of(registry) == ["old"]
-    assert not list(registry.root.rglob("*.part"))
+    assert len(list((registry.root / "packages").iterdir())) == 1
 
 
 def test_a_full_disk_while_the_database_grows_keeps_the_build_before(
     registry: Registry, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry.register(made_up.build(), [made_up.new_engine(work / "a", "old")])
+    made_up.register(registry, made_up.build(), [made_up.new_engine(work / "a", "old")])
     attach = database._attach
 
     def attach_on_a_full_disk(file: Path, how: str, timeout_s: float) -> sqlite3.Connection:
@@ -415,17 +444,53 @@ def test_a_full_disk_while_the_database_grows_keeps_the_build_before(
 
     monkeypatch.setattr(database, "_attach", attach_on_a_full_disk)
     with pytest.raises(RegistryError, match=r"database or disk is full\. Free some space"):
-        registry.register(made_up.build(command="x" * 100_000), [made_up.new_engine(work / "b", "new")])
+        made_up.register(registry, made_up.build(command="x" * 100_000), [made_up.new_engine(work / "b", "new")])
     assert names_of(registry) == ["old"]
 
 
-def test_a_file_that_changes_while_it_is_copied_is_not_registered(
-    registry: Registry, work: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("changed", ["a.onnx", "manifest.json"])
+def test_a_file_that_changes_after_it_was_verified_is_not_registered(
+    registry: Registry, work: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
-    monkeypatch.setattr(shutil, "copyfile", lambda source, target: target.write_bytes(b"other"))
-    with pytest.raises(RegistryError, match="changed while it was copied"):
-        registry.register(made_up.build(), [made_up.new_engine(work / "a")])
+    new = made_up.new_engine(work / "a.onnx")
+    made_up.write_manifest(work)
+    copy = shutil.copyfile
+
+    def change_and_copy(source: Path, target: Path) -> None:
+        if source.name == changed:
+            source.write_bytes(source.read_bytes() + b" ")
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", change_and_copy)
+    with pytest.raises(RegistryError, match=f"{changed} changed"):
+        registry.register(made_up.build(), [new])
     assert registry.engines() == []
+    assert list((registry.root / "packages").iterdir()) == []
+
+
+def test_files_are_linked_only_where_that_was_asked_for(registry: Registry, work: Path) -> None:
+    new = made_up.new_engine(work / "a.onnx")
+    made_up.write_manifest(work)
+    registry.register(made_up.build(), [new])
+    (copied,) = registry.engines()
+    new.file.write_bytes(b"ours again")  # by whoever owns the folder, in place
+    check_file(copied, content=True)
+    made_up.write_manifest(work)
+    registry.register(made_up.build(), [new], link=True)
+    (linked,) = registry.engines()
+    assert linked.path.samefile(new.file)
+
+
+def test_a_link_in_a_package_is_copied_as_a_file(registry: Registry, work: Path, tmp_path: Path) -> None:
+    new = made_up.new_engine(work / "a.onnx")
+    made_up.write_manifest(work)
+    new.file.rename(tmp_path / "elsewhere")
+    new.file.symlink_to(tmp_path / "elsewhere")
+    registry.register(made_up.build(), [new], link=True)
+    (found,) = registry.engines()
+    (tmp_path / "elsewhere").write_bytes(b"changed")
+    assert not found.path.is_symlink()
+    check_file(found, content=True)
 
 
 @pytest.fixture
@@ -451,7 +516,7 @@ def refused():
     with found.writing():
         pass
 def refused_too():
-    found.register(made_up.build(), [made_up.new_engine(root / "registry.sqlite")])
+    found.register(made_up.build(), [made_up.new_engine(next(root.glob("packages/*/manifest.json")))])
 for attempt in (refused, refused_too):
     try:
         attempt()
@@ -466,7 +531,7 @@ def test_a_folder_that_cannot_be_written_can_be_read(foreign_folder: Path, tmp_p
     old_umask = os.umask(0o022)
     try:
         registry = Registry.open(root, create=True)
-        registry.register(made_up.build(), [made_up.new_engine(tmp_path / "a", "old")])
+        made_up.register(registry, made_up.build(), [made_up.new_engine(tmp_path / "a", "old")])
     finally:
         os.umask(old_umask)
     expected = "old"
@@ -474,7 +539,7 @@ def test_a_folder_that_cannot_be_written_can_be_read(foreign_folder: Path, tmp_p
     if holder:
         expected = "new"
         holder.execute("SELECT * FROM builds").fetchall()
-        registry.register(made_up.build(), [made_up.new_engine(tmp_path / "b", "new")])
+        made_up.register(registry, made_up.build(), [made_up.new_engine(tmp_path / "b", "new")])
         assert (root / "registry.sqlite-wal").stat().st_size
     if log == "a log that a killed build left":
         assert holder
@@ -502,7 +567,7 @@ def test_a_log_that_cannot_be_read_is_refused_rather_than_ignored(
     registry = Registry.open(root, create=True)
     holder = sqlite3.connect(root / "registry.sqlite")
     holder.execute("SELECT * FROM builds").fetchall()
-    registry.register(made_up.build(), [made_up.new_engine(tmp_path / "a", "only in the log")])
+    made_up.register(registry, made_up.build(), [made_up.new_engine(tmp_path / "a", "only in the log")])
     log = (root / "registry.sqlite-wal").read_bytes()
     holder.close()
     (root / "registry.sqlite-wal").write_bytes(log)  # and no -shm beside it
@@ -511,6 +576,56 @@ def test_a_log_that_cannot_be_read_is_refused_rather_than_ignored(
     output, errors = child(AS_NOBODY, root, root).communicate(timeout=60)
     assert output == ""
     assert "cannot be read: unable to open database file. Check who may write to that folder." in errors
+
+
+AS_A_MEMBER = """
+import grp, fcntl, hashlib, shutil
+from klas_zoo.registry import rows, latencies, picking, upkeep, checking
+name, umask = sys.argv[3], int(sys.argv[4], 8)
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)  # both are members of one group
+    os.setuid(int(sys.argv[5]))
+os.umask(umask)
+registry = Registry.open(root, create=True)
+made_up.register(registry, made_up.build(), [made_up.planned(1, name)])
+found = picking.pick("5ms", registry=registry)
+print(found.engine.route, [one.what for one in checking.check(registry)])
+upkeep.collect(registry, old_builds=name == "last")
+print([path.name for path in root.glob("packages/*/*.onnx")])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="becomes other users: needs root")
+def test_members_of_a_group_share_a_registry_whatever_their_umask(foreign_folder: Path) -> None:
+    root = foreign_folder / "registry"
+    root.mkdir()
+    os.chown(root, 0, 65534)
+    root.chmod(0o2770)
+    first = child(AS_A_MEMBER, root, root, "first", "002", "65001").communicate(timeout=60)
+    assert first == ("first []\n['first.onnx']\n", "")
+    second = child(AS_A_MEMBER, root, root, "second", "077", "65002").communicate(timeout=60)
+    assert second[1] == "" and second[0].startswith("second []\n")
+    (package,) = [path.parent for path in root.glob("packages/*/second.onnx")]
+    assert stat.S_IMODE(package.stat().st_mode) & 0o770 == 0o770
+    assert stat.S_IMODE((package / "second.onnx").stat().st_mode) == 0o664  # as the first one's database
+    last = child(AS_A_MEMBER, root, root, "last", "077", "65003").communicate(timeout=60)
+    assert last == ("last []\n['last.onnx']\n", "")
+
+
+def test_files_of_a_package_that_only_their_owner_may_read_become_as_readable_as_the_database(
+    registry: Registry, work: Path
+) -> None:
+    new = made_up.new_engine(work / "a.onnx")
+    (work / "weights.safetensors").write_bytes(b"weights")
+    made_up.write_manifest(work)
+    for path in work.iterdir():
+        path.chmod(0o600)  # as safetensors writes them
+    registry.database_path.chmod(0o644)
+    registry.register(made_up.build(), [new], link=True)
+    folder = registry.engines()[0].path.parent
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o644}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
 
 
 # deaths
@@ -528,49 +643,45 @@ class Mortal(sqlite3.Connection):
 connect = sqlite3.connect
 sqlite3.connect = lambda *a, **k: connect(*a, factory=Mortal, **k)
 new = [made_up.new_engine(work / name, name) for name in ("new1", "new2")]
-Registry.open(root, create=True).register(made_up.build(), new)
+made_up.register(Registry.open(root, create=True), made_up.build(), new)
 """
 DIE_IN_A_FILE = """
 number, where = int(sys.argv[3]), sys.argv[4]
 copied = 0
-copyfile, replacing = shutil.copyfile, registry.replacing
+copyfile, rename, replace = shutil.copyfile, Path.rename, Path.replace
 def die_at(place):
-    if copied == number and place == where:
+    if place == where and (copied == number or "renamed" in place):
         os.kill(os.getpid(), signal.SIGKILL)
 def copy(source, target):
     global copied
-    copied += 1
-    if copied == number and where == "in the middle":
-        target.write_bytes(source.read_bytes()[:1])
-        die_at("in the middle")
+    if target.is_relative_to(root):
+        copied += 1
+        if copied == number and where == "in the middle":
+            target.write_bytes(source.read_bytes()[:1])
+            die_at("in the middle")
     copyfile(source, target)
+    die_at("after a file")
+def renamed(self, target):
     die_at("before it is renamed")
-shutil.copyfile = copy
-class Replacing:
-    def __init__(self, target):
-        self.inner = replacing(target)
-    def __enter__(self):
-        return self.inner.__enter__()
-    def __exit__(self, *raised):
-        answer = self.inner.__exit__(*raised)
-        die_at("after it is renamed")
-        return answer
-registry.replacing = Replacing
+    rename(self, target)
+    die_at("after it is renamed")
+shutil.copyfile, Path.rename = copy, renamed
 new = [made_up.new_engine(work / name, name) for name in ("new1", "new2")]
-Registry.open(root, create=True).register(made_up.build(), new)
+made_up.register(Registry.open(root, create=True), made_up.build(), new)
 """
 
 
 def register_old(registry: Registry, work: Path) -> None:
-    registry.register(made_up.build(), [made_up.new_engine(work / n, n) for n in ("old1", "old2")])
+    made_up.register(registry, made_up.build(), [made_up.new_engine(work / n, n) for n in ("old1", "old2")])
 
 
 def assert_that_the_next_build_succeeds(registry: Registry, work: Path) -> None:
-    registry.register(made_up.build(), [made_up.new_engine(work / n, n) for n in ("new1", "new2", "new3")])
+    made_up.register(registry, made_up.build(), [made_up.new_engine(work / n, n) for n in ("new1", "new2", "new3")])
     assert names_of(registry) == ["new1", "new2", "new3"]
     assert_intact(registry)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "current"),
     [
@@ -595,9 +706,20 @@ def test_a_build_killed_in_its_transaction_changes_all_or_nothing(
     assert_that_the_next_build_succeeds(registry, work)
 
 
-@pytest.mark.parametrize("number", [1, 2])
-@pytest.mark.parametrize("where", ["in the middle", "before it is renamed", "after it is renamed"])
-def test_a_build_killed_while_it_copies_an_engine_changes_nothing(
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "where"),
+    [
+        (1, "in the middle"),
+        (2, "in the middle"),
+        (3, "in the middle"),  # the manifest
+        (2, "after a file"),
+        (3, "after a file"),
+        (0, "before it is renamed"),
+        (0, "after it is renamed"),
+    ],
+)
+def test_a_build_killed_while_it_copies_a_package_changes_nothing(
     registry: Registry, work: Path, number: int, where: str
 ) -> None:
     register_old(registry, work)
@@ -609,6 +731,7 @@ def test_a_build_killed_while_it_copies_an_engine_changes_nothing(
     assert_that_the_next_build_succeeds(registry, work)
 
 
+@pytest.mark.slow
 def test_a_death_while_the_registry_is_made_leaves_none(root: Path, work: Path) -> None:
     script = """
 class Mortal(sqlite3.Connection):
@@ -623,7 +746,7 @@ Registry.open(root, create=True)
     process = child(script, root, work)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, errors
-    with pytest.raises(RegistryError, match="run klas-zoo build first"):
+    with pytest.raises(RegistryError, match="run klas-zoo build, add or install first"):
         Registry.open(root, create=False)
     assert_that_the_next_build_succeeds(Registry.open(root, create=True), work)
 
@@ -682,7 +805,7 @@ def test_processes_that_make_and_fill_a_registry_at_once_all_succeed(root: Path,
 sys.stdin.readline()
 for _ in range(3):
     new = made_up.new_engine(work / sys.argv[3], sys.argv[3])
-    Registry.open(root, create=True).register(made_up.build(), [new])
+    made_up.register(Registry.open(root, create=True), made_up.build(), [new])
 """
     started = [child(script, root, work, name) for name in ("a", "b", "c")]
     for process in started:
@@ -701,7 +824,7 @@ for _ in range(3):
 def test_a_registry_that_another_process_made_meanwhile_is_kept(
     registry: Registry, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry.register(made_up.build(), [made_up.new_engine(work / "a", "theirs")])
+    made_up.register(registry, made_up.build(), [made_up.new_engine(work / "a", "theirs")])
     is_there, looks = database.is_there, iter([False])
     monkeypatch.setattr(database, "is_there", lambda file: next(looks, None) is None and is_there(file))
     assert names_of(Registry.open(registry.root, create=True)) == ["theirs"]
@@ -714,9 +837,9 @@ def test_a_reader_sees_one_moment_though_a_build_commits_meanwhile(
     read = rows.read_latency
     commits = iter([True])
 
-    def commit_meanwhile(row: sqlite3.Row) -> LatencyRecord:
+    def commit_meanwhile(row: sqlite3.Row) -> object:
         if next(commits, False):
-            registry.register(made_up.build(), [made_up.new_engine(work / "new", "new")])
+            made_up.register(registry, made_up.build(), [made_up.new_engine(work / "new", "new")])
         return read(row)
 
     monkeypatch.setattr(rows, "read_latency", commit_meanwhile)
@@ -734,5 +857,5 @@ def test_a_database_that_stays_locked_is_one_sentence(
     with closing(database.connect(registry.root / "registry.sqlite")) as connection:
         connection.execute("BEGIN IMMEDIATE")
         with pytest.raises(RegistryError, match=r"database is locked\. Another process is writing to it"):
-            registry.register(made_up.build(), [made_up.new_engine(work / "a")])
+            made_up.register(registry, made_up.build(), [made_up.new_engine(work / "a")])
         assert registry.engines() == []  # readers do not wait for writers

@@ -1,38 +1,18 @@
-"""Networks that are ready to be timed; on a GPU only where there is one."""
+"""Open engines that are ready to be timed; on a GPU only where there is one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
+from tiny_engines import means
 from torch import nn
 
 from klas_zoo.errors import ExportError
-from klas_zoo.profiles.runners import (
-    OnnxCpuRunner,
-    OutOfMemory,
-    TorchCpuRunner,
-    images_of,
-    is_out_of_memory,
-    onnx_cuda_runner,
-    torch_cuda_runner,
-)
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Path:
-    """(B, 3, 8, 8) → (B, 3), the mean of every channel."""
-    text = """<ir_version: 10, opset_import: ["": 20]>
-    means (float[batch, 3, 8, 8] pictures) => (float[batch, 3] logits) {
-        pooled = GlobalAveragePool(pictures)
-        logits = Flatten(pooled)
-    }"""
-    file = tmp_path / "means.onnx"
-    onnx.save(onnx.parser.parse_model(text), file)
-    return file
+from klas_zoo.profiles.runners import OutOfMemory, SessionRunner, images_of, is_out_of_memory
+from klas_zoo.runtimes import CUDA_PROVIDER, open_engine
 
 
 def test_images_are_the_same_every_time_and_not_zero() -> None:
@@ -41,31 +21,16 @@ def test_images_are_the_same_every_time_and_not_zero() -> None:
     assert (first == again).all() and 0.8 < first.std() < 1.2
 
 
-def test_an_engine_is_timed_as_often_as_it_is_asked(engine: Path) -> None:
-    runner = OnnxCpuRunner(engine, images_of(2, (3, 8, 8)), 1)
-    times, host = runner.time(5)
-    assert len(times) == 5 and min(times) > 0 and host is None
-    options = runner.session.get_session_options()
-    assert options.intra_op_num_threads == 1
-    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+def test_an_engine_is_timed_as_often_as_it_is_asked(tmp_path: Path) -> None:
+    with open_engine(means(tmp_path), threads=1) as session:
+        host_ms, device_ms = SessionRunner(session, images_of(2, (3, 8, 8)), device_clock=True).time(5)
+    assert len(host_ms) == 5 and min(host_ms) > 0
+    assert device_ms is None
 
 
-def test_a_module_is_timed_in_its_precision_and_without_gradients() -> None:
-    seen = []
-
-    class Spy(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            seen.append((images.dtype, torch.is_inference_mode_enabled(), self.training))
-            return images.mean((2, 3))
-
-    runner = TorchCpuRunner(Spy(), images_of(2, (3, 8, 8)), "bf16")
-    assert len(runner.time(3)[0]) == 3
-    assert seen == [(torch.bfloat16, True, False)] * 4
-
-
-def test_an_engine_that_does_not_run_is_an_export_error(engine: Path) -> None:
-    with pytest.raises(ExportError, match="onnxruntime cannot run the network"):
-        OnnxCpuRunner(engine, images_of(1, (4, 8, 8)), 1)
+def test_an_engine_that_does_not_run_is_an_export_error(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"onnxruntime cannot run .*means\.onnx on \(1, 4, 8, 8\)"):
+        SessionRunner(open_engine(means(tmp_path), threads=1), images_of(1, (4, 8, 8)))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +39,7 @@ def test_an_engine_that_does_not_run_is_an_export_error(engine: Path) -> None:
         (MemoryError(), True),
         (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), True),
         (RuntimeError("RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 9"), True),
+        (RuntimeError("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("std::bad_alloc"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     ],
@@ -85,20 +51,40 @@ def test_running_out_of_memory_is_told_apart(error: Exception, expected: bool) -
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             raise error
 
+    session = open_engine(Fails(), runtime="torch", threads=torch.get_num_threads())
     with pytest.raises(OutOfMemory if expected else ExportError):
-        TorchCpuRunner(Fails(), images_of(1, (3, 8, 8)), "fp32")
+        SessionRunner(session, images_of(1, (3, 8, 8)))
+
+
+def test_memory_that_runs_out_between_runs_is_told_too() -> None:
+    calls = 0
+
+    class Fails(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            if calls > 3:
+                raise RuntimeError("CUDA out of memory")
+            return images.flatten(1)
+
+    session = open_engine(Fails(), runtime="torch", threads=torch.get_num_threads())
+    runner = SessionRunner(session, images_of(1, (3, 8, 8)))
+    with pytest.raises(OutOfMemory, match=r"torch is out of memory: .*CUDA out of memory"):
+        runner.time(9)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and its driver")
-@pytest.mark.parametrize("graph", [False, True])
-def test_a_gpu_gives_its_own_time_and_the_hosts(graph: bool, engine: Path) -> None:
+@pytest.mark.parametrize("graph", ["0", "1"])
+def test_a_gpu_has_its_own_clock_beside_the_hosts(graph: str, tmp_path: Path) -> None:
     images = images_of(8, (3, 8, 8))
-    modules = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
-    made = (torch_cuda_runner(modules, images, "fp16", graph=graph), onnx_cuda_runner(engine, images, graph=graph))
-    for runner in made:
-        runner.run()
-        device_ms, host_ms = runner.time(5)
-        assert len(device_ms) == len(host_ms) == 5
-        assert all(0 < device <= host for device, host in zip(device_ms, host_ms, strict=True))
-
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    opened = (
+        open_engine(module, runtime="torch", provider="cuda", options={"precision": "fp16", "cuda_graph": graph}),
+        open_engine(means(tmp_path), provider=CUDA_PROVIDER, options={"enable_cuda_graph": graph}),
+    )
+    for session in opened:
+        with session:
+            host_ms, device_ms = SessionRunner(session, images, device_clock=True).time(5)
+        assert device_ms is not None and len(device_ms) == len(host_ms) == 5
+        assert min(device_ms) > 0

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import packages
 import pytest
 import torch
 
-from klas_zoo.errors import NothingFits, PackageError, UnknownName, UsageError
+from klas_zoo.errors import DamagedPackage, NothingFits, PackageError, UnknownName, UsageError
 from klas_zoo.exporters.package import Package
 from klas_zoo.profiles.devices import resolve_device
 from klas_zoo.runtime import ElasticSession
+from klas_zoo.runtime import session as session_module
 from klas_zoo.runtime.controller import Controller
 
 HERE = resolve_device("cpu").hardware
@@ -79,6 +83,34 @@ def test_latencies_of_other_machines_threads_and_batches_are_not_believed(folder
         ElasticSession(elsewhere, threads=1).latencies()
 
 
+def timed_under(folder: Path, **conditions: str) -> Package:
+    """The package as if its latencies had been measured under other conditions."""
+    package = Package.open(folder)
+    routes = tuple(
+        replace(one, latencies=tuple(replace(latency, **conditions) for latency in one.latencies))
+        for one in package.manifest.routes
+    )
+    return replace(package, manifest=replace(package.manifest, routes=routes))
+
+
+def test_latencies_under_other_options_or_by_another_clock_are_not_believed(folder: Path) -> None:
+    never = '{"session.intra_op.allow_spinning":"0"}'
+    for conditions in ({"clock": "device"}, {"options": never}, {"hardware": "an abacus"}):
+        with pytest.raises(UsageError, match="on this machine with threads=1 is known"):
+            ElasticSession(timed_under(folder, **conditions), threads=1).latencies()
+    with pytest.raises(UsageError, match="on this machine with threads=1 is known"):
+        ElasticSession(folder, threads=1, spinning=False).latencies()
+    assert ElasticSession(timed_under(folder, options=never), threads=1, spinning=False).latencies()[NAMES[0]] == 1.0
+
+
+def test_spinning_reaches_every_session(folder: Path) -> None:
+    settings = ((False, "session.intra_op.allow_spinning", "0"), (None, "session.force_spinning_stop", "1"))
+    for spinning, key, value in settings:
+        session = ElasticSession(folder, threads=2, spinning=spinning)
+        for one in session._sessions.values():
+            assert one.raw.get_session_options().get_session_config_entry(key) == value
+
+
 def test_calibrating_measures_every_route_here(folder: Path) -> None:
     session = ElasticSession(folder, threads=1)
     found = session.calibrate(batch=2, runs=3)
@@ -132,7 +164,7 @@ def test_threads_share_a_session_and_none_of_their_calls_is_lost(session: Elasti
     [{}, {"route": "slim", "latency_ms": 5.0}, {"latency_ms": 5.0, "controller": Controller([("a", 1.0)], 1.0)}],
 )
 def test_exactly_one_way_of_choosing_is_taken(session: ElasticSession, arguments: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match="Say one of"):
+    with pytest.raises(UsageError, match="Pass one of"):
         session.run(IMAGES, **arguments)  # type: ignore[arg-type]
 
 
@@ -169,3 +201,84 @@ def test_a_package_without_graphs_is_refused(folder: Path) -> None:
     with pytest.raises(PackageError, match="export with --format onnx"):
         ElasticSession(torch_package)
     assert json.loads((folder / "manifest.json").read_text())["format"] == "onnx"
+
+
+# what is hashed is what is used
+
+
+@pytest.fixture
+def mine(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "mine"))
+
+
+def other_weights(folder: Path) -> bytes:
+    content = bytearray((folder / "weights.bin").read_bytes())
+    content[3::4] = bytes(byte ^ 1 for byte in content[3::4])  # another exponent in every number
+    return bytes(content)
+
+
+def replaced(path: Path, content: bytes) -> None:
+    """As careful programs replace a file: by a rename."""
+    (path.parent / "new").write_bytes(content)
+    (path.parent / "new").rename(path)
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "slim.onnx", "references.safetensors", "manifest.json"])
+def test_a_package_that_was_opened_before_is_checked_again(name: str, mine: Path) -> None:
+    package = Package.open(mine)
+    content = bytearray((mine / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    replaced(mine / name, content)
+    with pytest.raises(DamagedPackage):
+        ElasticSession(package, threads=1)
+
+
+def test_a_package_that_was_replaced_by_another_whole_one_is_refused(mine: Path) -> None:
+    package = Package.open(mine)
+    packages.edit(mine, lambda manifest: manifest["provenance"].update(build_id=8))
+    with pytest.raises(DamagedPackage, match="was replaced after it was opened: open it again"):
+        ElasticSession(package, threads=1)
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "slim.onnx"])
+def test_a_file_that_is_swapped_between_its_hash_and_its_use_is_never_used(
+    name: str, mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = ElasticSession(mine, threads=1).run(IMAGES, route="slim")
+    opened = session_module.open_engine
+
+    def swapping(*arguments: Any, **options: Any) -> Any:
+        replaced(mine / name, other_weights(mine) if name == "weights.bin" else b"no graph")
+        return opened(*arguments, **options)
+
+    monkeypatch.setattr(session_module, "open_engine", swapping)
+    if name == "weights.bin":
+        with pytest.raises(DamagedPackage, match=r"weights\.bin was changed while it was open"):
+            ElasticSession(mine, threads=1, routes=["slim"])
+    else:  # its content had been read
+        session = ElasticSession(mine, threads=1, routes=["slim"])
+        assert np.array_equal(session.run(IMAGES, route="slim"), wanted)
+
+
+def test_weights_that_are_overwritten_in_place_give_an_error_and_no_other_answer(mine: Path) -> None:
+    session = ElasticSession(mine, threads=1)
+    wanted = session.run(IMAGES, route="slim")
+    content, changed = (mine / "weights.bin").read_bytes(), other_weights(mine)
+    with (mine / "weights.bin").open("r+b") as file:
+        file.write(changed)
+    for _ in range(2):
+        with pytest.raises(DamagedPackage, match=r"weights\.bin was changed while it was open: answers computed from"):
+            session.run(IMAGES, route="slim")
+    with (mine / "weights.bin").open("r+b") as file:
+        file.write(content)
+    assert np.array_equal(session.run(IMAGES, route="slim"), wanted)
+
+
+def test_what_does_not_change_the_weights_does_not_disturb(mine: Path) -> None:
+    session = ElasticSession(mine, threads=1)
+    wanted = session.run(IMAGES, route="slim")
+    os.link(mine / "weights.bin", mine.parent / "another name")
+    (mine / "weights.bin").touch()
+    assert np.array_equal(session.run(IMAGES, route="slim"), wanted)
+    shutil.rmtree(mine)
+    assert np.array_equal(session.run(IMAGES, route="slim"), wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import sqlite3
@@ -12,10 +13,17 @@ from pathlib import Path
 
 import made_up
 import pytest
+from profiles_made_up import profile, statistics
 
-from klas_zoo.errors import NewerRegistry
-from klas_zoo.registry import Registry, database, schema
-from klas_zoo.registry.schema import SCHEMA_VERSION, STEPS, Step, upgrade, version_of
+from klas_zoo.errors import NewerRegistry, UsageError
+from klas_zoo.profiles.profile import MeasuredNetwork
+from klas_zoo.profiles.store import ProfileStore
+from klas_zoo.registry import Registry, database, schema, upkeep
+from klas_zoo.registry.checking import check
+from klas_zoo.registry.packages import digest_of, package_folder
+from klas_zoo.registry.picking import pick
+from klas_zoo.registry.schema import SCHEMA_VERSION, STEPS, Migration, upgrade, version_of
+from klas_zoo.registry.store import check_file
 from klas_zoo.registry.tags import history
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -23,14 +31,38 @@ OLDER = range(1, SCHEMA_VERSION)
 
 
 def old_registry(root: Path, version: int) -> Registry:
-    """A registry as that version left it, with the files that tests/golden tells of."""
+    """A registry as that version left it: its database from tests/golden, its engines and a tuned supernet."""
     root.mkdir()
     with closing(sqlite3.connect(root / "registry.sqlite")) as connection:
         connection.executescript((GOLDEN / f"registry-v{version}.sql").read_text())
-    registry = Registry(root)
-    for name in ("old", "tiny", "small", "base"):
-        made_up.store(registry, name.encode())
-    return registry
+    for names in (("old",), ("tiny", "small", "base"), ("tiny",)):
+        if version < 4:
+            _write_loose(root, names)
+        else:  # engines are files of packages
+            _write_package(root, names)
+    supernet = upkeep.legacy_supernet(root, "deit-micro", "cpu")
+    supernet.parent.mkdir()
+    supernet.write_text("tuned")
+    return Registry(root)
+
+
+def _write_loose(root: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        sha256 = hashlib.sha256(name.encode()).hexdigest()
+        path = root / "engines" / sha256[:2] / f"{sha256}.onnx"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+
+
+def _write_package(root: Path, names: tuple[str, ...]) -> None:
+    package = root / "package"
+    package.mkdir()
+    for name in names:
+        (package / name).write_bytes(name.encode())
+    made_up.write_manifest(package)
+    stored = package_folder(root, digest_of(package))
+    stored.parent.mkdir(exist_ok=True)
+    package.rename(stored)
 
 
 def dump(registry: Registry) -> list[str]:
@@ -49,6 +81,20 @@ def tables(connection: sqlite3.Connection) -> dict[str, list[tuple[object, ...]]
 
 def test_every_older_version_has_a_golden_registry() -> None:
     assert {path.name for path in GOLDEN.glob("registry-v*.sql")} >= {f"registry-v{n}.sql" for n in OLDER}
+
+
+def test_the_present_version_reads_its_own_golden_registry_and_would_write_the_same(tmp_path: Path) -> None:
+    registry = old_registry(tmp_path / "golden", SCHEMA_VERSION)
+    assert [(str(e.route), e.device, e.top1, e.package != "") for e in registry.engines()] == [
+        ("tiny", "cpu", 70.0, True), ("small", "cpu", 75.0, True), ("base", "cpu", 80.0, True),
+        ("tiny", "a100", 70.0, True),
+    ]  # fmt: skip
+    fresh = Registry.open(tmp_path / "fresh", create=True)
+    with (
+        closing(database.connect(registry.database_path)) as golden,
+        closing(database.connect(fresh.database_path)) as made,
+    ):
+        assert tables(golden) == tables(made)
 
 
 @pytest.mark.parametrize("version", OLDER)
@@ -81,7 +127,7 @@ def test_writing_upgrades_an_older_registry_and_loses_nothing(version: int, tmp_
     registry = old_registry(tmp_path / "old", version)
     before, builds = registry.engines(), [registry.build(n) for n in (1, 2, 3)]
     new = made_up.new_engine(tmp_path / "new", "new", family="another")
-    registry.register(made_up.build(family="another"), [new])
+    made_up.register(registry, made_up.build(family="another"), [new])
     after = registry.engines()
     assert [str(e.route) for e in after if e.family == "another"] == ["new"]
     assert [e for e in after if e.family != "another"] == before
@@ -97,13 +143,65 @@ def test_writing_upgrades_an_older_registry_and_loses_nothing(version: int, tmp_
         assert upgraded.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
 
 
+@pytest.mark.parametrize("version", OLDER)
+@pytest.mark.parametrize("upgraded", [True, False])
+def test_engines_of_an_older_registry_are_picked_checked_and_kept(
+    version: int, upgraded: bool, tmp_path: Path
+) -> None:
+    registry = old_registry(tmp_path / "old", version)
+    if upgraded:
+        with registry.changing():
+            pass
+    for engine in (*registry.engines(), *(registry.engines("deit-micro@prod") if version > 1 else [])):
+        check_file(engine, content=True)
+        assert engine.path.parent.parent == registry.root / ("engines" if version < 4 else "packages")
+        assert (engine.format, engine.runtime, engine.status) == ("onnx", "onnxruntime", "verified")
+        assert engine.latencies[0].clock == "host" and engine.latencies[0].options == ""
+    with pytest.raises(UsageError, match=r"was measured on this machine \(.*\), only on an abacus: .*--hardware"):
+        pick("2.5ms", device="cpu", registry=registry)
+    found = pick("2.5ms", device="cpu", hardware="abacus", registry=registry)
+    assert (str(found.engine.route), found.latency_ms, found.candidates) == ("small", 2.0, 3)
+    assert check(registry) == []
+    supernet = upkeep.legacy_supernet(registry.root, "deit-micro", "cpu")
+    orphan = registry.root / "engines" / "ab" / "abcd.onnx"
+    orphan.parent.mkdir(parents=True, exist_ok=True)
+    orphan.touch()
+    _, garbage = upkeep.collect(registry)
+    assert [one.path for one in garbage] == [orphan]
+    assert supernet.read_text() == "tuned"
+    assert check(registry) == []
+
+
+def test_an_upgrade_applies_the_profiles_and_skips_one_that_is_damaged(tmp_path: Path) -> None:
+    registry = old_registry(tmp_path / "old", SCHEMA_VERSION - 1)
+    found = next(engine for engine in registry.engines(device="cpu") if str(engine.route) == "small")
+    measured = MeasuredNetwork(
+        route=found.route, macs=found.macs, parameters=found.parameters, latency=statistics(0.5)
+    )
+    (good,) = ProfileStore.of(registry.root).add(
+        [profile(family="deit-micro", networks=(measured,), model=None, threads=4)]
+    )
+    (good.parent / "20260101000000-0123456789ab.json").write_text("{")
+
+    def latencies() -> list[tuple[int, float]]:
+        (small,) = [one for one in registry.engines(device="cpu") if one.route == found.route]
+        return [(one.threads, one.p50_ms) for one in small.latencies if one.batch == 1]
+
+    expected = {(1, 2.0), (4, 0.5)}
+    assert set(latencies()) == expected
+    with registry.changing():
+        pass
+    good.unlink()
+    assert set(latencies()) == expected
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from klas_zoo.registry import schema
 from klas_zoo.registry import Registry
 root, after = Path(sys.argv[1]), int(sys.argv[2])
-class Deadly(schema.Step):
+class Deadly(schema.Migration):
     def statements(self):
         for number, statement in enumerate(super().statements()):
             if number == after:
@@ -111,12 +209,14 @@ class Deadly(schema.Step):
             yield statement
 from klas_zoo.registry import database
 last = schema.STEPS[-1]
-schema.upgrade.__defaults__ = ((*schema.STEPS[:-1], Deadly(last.purpose, last.sql)),)
+defaults = schema.upgrade.__defaults__
+schema.upgrade.__defaults__ = ((*schema.STEPS[:-1], Deadly(last.purpose, last.sql)), *defaults[1:])
 with database.transaction(root / "registry.sqlite"):
     pass
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", range(len(list(STEPS[-1].statements()))))
 def test_an_upgrade_that_is_killed_changes_nothing_and_the_next_one_succeeds(after: int, tmp_path: Path) -> None:
     registry = old_registry(tmp_path / "old", SCHEMA_VERSION - 1)
@@ -131,7 +231,7 @@ def test_an_upgrade_that_is_killed_changes_nothing_and_the_next_one_succeeds(aft
 def test_an_upgrade_that_fails_changes_nothing(tmp_path: Path) -> None:
     registry = old_registry(tmp_path / "old", SCHEMA_VERSION - 1)
     before = dump(registry)
-    steps = (*STEPS[:-1], Step("bad", "CREATE TABLE fine (x);\nINSERT INTO nowhere VALUES (1);"))
+    steps = (*STEPS[:-1], Migration("bad", "CREATE TABLE fine (x);\nINSERT INTO nowhere VALUES (1);"))
     with closing(database.connect(registry.root / "registry.sqlite")) as connection:
         with pytest.raises(sqlite3.OperationalError, match="nowhere"):
             upgrade(connection, steps)
@@ -148,14 +248,14 @@ def test_a_step_may_make_a_table_anew_to_which_others_refer(tmp_path: Path) -> N
     ALTER TABLE replaced RENAME TO builds;
     """
     with closing(database.connect(registry.root / "registry.sqlite")) as connection:
-        upgrade(connection, (STEPS[0], Step("anew", anew)))
+        upgrade(connection, (STEPS[0], Migration("anew", anew)))
         assert connection.execute("SELECT count(*) FROM builds").fetchone()[0] == 3
         assert connection.execute("SELECT count(*) FROM engines").fetchone()[0] == 5
 
 
 def test_a_step_that_ends_within_a_statement_is_a_bug() -> None:
     with pytest.raises(ValueError, match="middle of a statement"):
-        list(Step("half", "CREATE TABLE a (x);\nCREATE TABLE b (").statements())
+        list(Migration("half", "CREATE TABLE a (x);\nCREATE TABLE b (").statements())
 
 
 def test_processes_that_upgrade_at_once_all_succeed(tmp_path: Path) -> None:
@@ -203,7 +303,7 @@ def test_a_registry_that_a_newer_version_upgrades_meanwhile_is_not_written(
 
     monkeypatch.setattr(database, "version_of", upgraded_after_the_first_look)
     with pytest.raises(NewerRegistry):
-        registry.register(made_up.build(), [made_up.new_engine(tmp_path / "a")])
+        made_up.register(registry, made_up.build(), [made_up.new_engine(tmp_path / "a")])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs permissions")
@@ -218,7 +318,7 @@ def test_an_older_registry_in_a_folder_that_cannot_be_written_is_read(tmp_path: 
             assert copy.execute("SELECT count(*) FROM builds").fetchone()[0] == 3
 
 
-@pytest.mark.parametrize("version", range(2, SCHEMA_VERSION + 1))
+@pytest.mark.parametrize("version", range(2, SCHEMA_VERSION))
 def test_tags_of_an_older_registry_still_point_where_they_did(version: int, tmp_path: Path) -> None:
     registry = old_registry(tmp_path / "old", version)
     found = registry.engines("deit-micro@prod")

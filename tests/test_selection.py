@@ -18,7 +18,7 @@ from klas_zoo.chains import Chain, Layout
 from klas_zoo.errors import SelectionError, UnknownName
 from klas_zoo.routes import Route, Seam
 from klas_zoo.selection import Selection
-from klas_zoo.selection.candidates import Cost, SelectionSettings
+from klas_zoo.selection.candidates import CostFunction, SelectionSettings
 from klas_zoo.selection.measurements import Measurements
 from klas_zoo.selection.pairs import choose_pairs, stitchable_pairs
 from klas_zoo.selection.scoring import LEAST_CAPACITY
@@ -54,7 +54,7 @@ def drawn(
 
 
 def select(
-    chains: dict[str, Chain], similarities: Similarities, cost: Cost, settings: SelectionSettings
+    chains: dict[str, Chain], similarities: Similarities, cost: CostFunction, settings: SelectionSettings
 ) -> Selection:
     return selecting.select(chains, Measurements(probes=similarities), cost, settings)
 
@@ -93,7 +93,7 @@ def by_hand(
     return reasons
 
 
-def test_stitches_run_down_from_the_dearer_anchor_when_asked() -> None:
+def test_stitches_run_down_from_the_larger_anchor_when_asked() -> None:
     similarities = drawn(0)
     found = select(CHAINS, similarities, cost, SelectionSettings(pairs=PAIR, direction="down"))
     assert found.pairs == PAIR
@@ -128,7 +128,7 @@ def test_both_directions_compete_in_the_same_buckets() -> None:
     assert entered == {(c.target, c.j) for c in both.candidates}
 
 
-def test_what_was_measured_from_cheap_to_dear_only_does_not_do_for_the_other_way() -> None:
+def test_what_was_measured_from_small_to_large_only_does_not_do_for_the_other_way() -> None:
     similarities = drawn(0)
     del similarities.between["base", "tiny"]
     with pytest.raises(SelectionError, match="Θ from base to tiny was not measured: build again to stitch that way"):
@@ -195,7 +195,7 @@ def test_only_stitches_between_the_anchors_in_cost_are_candidates() -> None:
         whole = {"tiny": 100.0, "small": 150.0, "base": 200.0}
         if route.is_anchor:
             return whole[route.segments[0].anchor]
-        # as cheap as the source, as dear as the target, beyond both, and one in between
+        # as small as the source, as large as the target, beyond both, and one in between
         seam = route.seams[0]
         return {(1, 1): 100.0, (1, 2): 200.0, (2, 1): 50.0, (2, 2): 250.0, (3, 3): 130.0}.get((seam.i, seam.j), 0.0)
 
@@ -244,7 +244,7 @@ def test_every_target_block_is_entered_by_its_best_stitch() -> None:
     ],
     ids=["Swin", "DeiT", "no shortcut", "only the shortcut", "only below", "only above", "nothing"],
 )
-def test_every_anchor_on_the_way_is_stitched_to_the_dearer_one_of_the_nearest_output(
+def test_every_anchor_on_the_way_is_stitched_to_the_larger_one_of_the_nearest_output(
     distances: dict[tuple[str, str], float], pairs: tuple[tuple[str, str], ...]
 ) -> None:
     assert choose_pairs(["Ti", "S", "B"], distances) == pairs
@@ -295,7 +295,7 @@ TOKENS = {"base": token_chain((6,) * 7)}
 @pytest.mark.parametrize(
     ("pair", "sentence"),
     [
-        (("base", "tiny"), "Stitches run from the cheaper anchor to the dearer one: ask for tiny:base."),
+        (("base", "tiny"), "Stitches run from the smaller anchor to the larger one: ask for tiny:base."),
         (("tiny", "tiny"), "A stitch joins two anchors, not tiny and itself."),
     ],
 )
@@ -316,8 +316,9 @@ def test_anchors_without_a_common_grid_are_told_with_their_shapes(pairs: tuple[t
     with pytest.raises(SelectionError) as caught:
         select(chains, drawn(0, chains), cost, SelectionSettings(pairs=pairs))
     assert str(caught.value) == (
-        "Anchors tiny and base have no common resolution to stitch at: tiny has features (4, 8, 8), (8, 4, 4), "
-        "base has (4, 6)."
+        "Anchors tiny and base cannot be stitched: nearest to a seam are tiny after block 2 and base after block 1, "
+        "but features 4×4 of width 8 and 4 of width 6 do not lie on one grid. Choose anchors with a common grid and "
+        "equal prefix tokens, or an image size at which they have one."
     )
 
 
@@ -332,12 +333,13 @@ def test_anchors_whose_prefix_tokens_differ_are_told_so() -> None:
     with pytest.raises(SelectionError) as caught:
         stitchable_pairs(chains, costs.__getitem__, SelectionSettings())
     assert str(caught.value) == (
-        "Anchors tiny and base cannot be stitched: prefix tokens (class, distillation, registers) cannot go "
-        "from 1 to 2."
+        "Anchors tiny and base cannot be stitched: nearest to a seam are tiny after block 1 and base after block 1, "
+        "but prefix tokens (class, distillation, registers) cannot go from 1 to 2. Choose anchors with a common grid "
+        "and equal prefix tokens, or an image size at which they have one."
     )
 
 
-def test_anchors_that_can_be_stitched_are_even_if_the_dearest_cannot() -> None:
+def test_anchors_that_can_be_stitched_are_even_if_the_largest_cannot() -> None:
     chains = {**MAPS, **TOKENS}
     selection = select(chains, drawn(0, chains), cost, SelectionSettings())
     assert selection.pairs == (("tiny", "small"),)
@@ -369,7 +371,7 @@ def test_anchors_in_another_order_than_their_cost_are_refused(same: bool) -> Non
     with pytest.raises(SelectionError) as caught:
         select(chains, drawn(0, chains), (lambda route: 7.0) if same else cost, SelectionSettings())
     assert str(caught.value) == (
-        "Anchors must be ordered from cheap to dear, but base costs "
+        "Anchors must be ordered from small to large, but base costs "
         f"{'7 and tiny after it 7' if same else '60 and tiny after it 4'} multiply-adds."
     )
 

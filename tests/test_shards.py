@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 from toys import write_images
 
+from klas_zoo.data.damage import DamageCheck
 from klas_zoo.data.loading import Data, batches, load_data
 from klas_zoo.data.sources import FolderOfImages, open_images
 from klas_zoo.errors import DataError
@@ -50,14 +53,36 @@ def write_shards(place: Path, source: FolderOfImages, start: str, *, label: str 
                 add(shard, f"part/{index:05d}.{label}", text.encode())
 
 
-def write_parquet(place: Path, source: FolderOfImages, start: str) -> None:
+def write_parquet(place: Path, source: FolderOfImages, start: str, *, count: int | None = None) -> None:
     datasets = pytest.importorskip("datasets", reason="Hugging Face datasets are an extra")
     datasets.disable_progress_bars()
     kinds = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee", "cat"])}
     )
     rows = [{"image": {"bytes": png(source, i), "path": None}, "label": n} for i, n in enumerate(source.labels)]
-    datasets.Dataset.from_list(rows, features=kinds).to_parquet(place / f"{start}-00000-of-00001.parquet")
+    kept = range(len(rows) if count is None else count)
+    datasets.Dataset.from_list(rows, features=kinds).select(kept).to_parquet(place / f"{start}-00000-of-00001.parquet")
+
+
+@pytest.mark.parametrize("kind", ["shards", "parquet"])
+def test_a_test_split_without_images_is_refused_and_so_is_a_training_split(
+    kind: str, folder: Path, tmp_path: Path
+) -> None:
+    source = FolderOfImages(folder / "train")
+    of_shards = {"val": "there are no test images", "train": "there are no training images"}
+    for empty in ("val", "train"):
+        place = tmp_path / empty
+        place.mkdir()
+        for start in ("train", "val"):
+            if kind == "parquet":
+                write_parquet(place, source, start, count=0 if start == empty else None)
+            elif start == empty:
+                tarfile.open(place / f"{start}.tar", "w").close()
+            else:
+                write_shards(place, source, start)
+        says = of_shards[empty] if kind == "shards" else "corresponds to no data"
+        with pytest.raises(DataError, match=says):
+            load_data(place, sample=None, num_classes=3, data_config=CONFIG)
 
 
 @pytest.fixture(params=["cls", "json", "parquet"])
@@ -193,3 +218,193 @@ def test_images_decoded_from_shards_are_rgb(tmp_path: Path) -> None:
                 add(shard, f"{index}.cls", str(index % 2).encode())
     images, _ = next(batches(load(tmp_path).test, 4))
     assert images.shape == (4, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("imagenet1k-train-0000.tar", "imagenet1k-validation-00.tar"),
+        ("train/000.tar", "val/000.tar"),
+        ("Train_1.tar", "valid_1.tar"),
+        ("data/train-0.tar", "data/test-0.tar"),
+    ],
+)
+def test_published_names_of_shards_are_known(train: str, val: str, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("webdataset", reason="WebDataset is an extra")
+    write_shards(tmp_path, FolderOfImages(folder / "train"), "x")
+    first = tmp_path / "x-0000.tar"
+    for name in (train, val):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(first.read_bytes())
+    for path in tmp_path.glob("x-*.tar"):
+        path.unlink()
+    opened = open_images(tmp_path, None)
+    assert len(opened.train.labels) == len(opened.test.labels) == 7
+
+
+def one_shard(place: Path, members: list[tuple[str, bytes]]) -> None:
+    for name in ("train", "val"):
+        with tarfile.open(place / f"{name}.tar", "w") as shard:
+            for member, content in members:
+                add(shard, member, content)
+
+
+PNG = io.BytesIO()
+Image.new("RGB", (8, 8), (9, 8, 7)).save(PNG, "PNG")
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        ([("1.png", b"x"), ("1.cls", b"1"), ("1.png", b"y")], r"train\.tar has the sample 1 twice, as \.png"),
+        ([("a.b.png", b"x"), ("a.b.cls", b"1")], r"A key ends at the first dot of its name\."),
+        ([(f"1.t{n}", b"x") for n in range(40)], r"Sample 1 of .* has \.t0, \.t1, \.t2, .*\.t5, …: it"),
+        ([("1.png", b"x"), ("1.json", b"{}")], "its .json has no 'label'"),
+        ([("1.png", b"x"), ("1.json", b"[" * 10_000)], "is not a number from 0 on"),
+        ([("1.png", b"x"), ("1.json", b"[]")], "its .json has no 'label'"),
+    ],
+)
+def test_odd_samples_are_one_sentence(members: list[tuple[str, bytes]], says: str, tmp_path: Path) -> None:
+    pytest.importorskip("webdataset", reason="WebDataset is an extra")
+    one_shard(tmp_path, members)
+    with pytest.raises(DataError, match=says) as caught:
+        open_images(tmp_path, None)
+    assert len(str(caught.value)) < 400
+
+
+def test_labels_that_begin_at_one_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset", reason="WebDataset is an extra")
+    files = [(f"{k}.png", PNG.getvalue()) for k in range(12)] + [(f"{k}.cls", b"%d" % (k % 3 + 1)) for k in range(12)]
+    one_shard(tmp_path, files)
+    with pytest.raises(DataError, match=r"numbered up to 3, the family's 3 end at 2: its numbers begin at 1\."):
+        load(tmp_path)
+
+
+def test_a_compressed_shard_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset", reason="WebDataset is an extra")
+    one_shard(tmp_path, [("1.png", b"x"), ("1.cls", b"1")])
+    (tmp_path / "val.tar").write_bytes(gzip.compress((tmp_path / "val.tar").read_bytes()))
+    with pytest.raises(DataError, match=r"val\.tar is compressed by gzip, .*: unpack it first\."):
+        open_images(tmp_path, None)
+
+
+def test_damaged_images_in_shards_are_skipped(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("webdataset", reason="WebDataset is an extra")
+    for split in ("train", "val"):
+        write_shards(tmp_path, FolderOfImages(folder / split), split)
+    with tarfile.open(tmp_path / "val-9999.tar", "w") as shard:
+        add(shard, "bad.png", b"no picture")
+        add(shard, "bad.cls", b"1")
+    refusal = r"^1 of 49 images cannot be read \(bad.png in .*val-9999.tar: it is not an image"
+    with pytest.raises(DataError, match=refusal):
+        load_data(tmp_path, sample=None, num_classes=3, data_config=CONFIG, damage=DamageCheck())
+    data = load_data(tmp_path, sample=None, num_classes=3, data_config=CONFIG, damage=DamageCheck(allowed=1))
+    assert sum(len(labels) for _, labels in batches(data.test, 4)) == 12
+
+
+def parquet(place: Path, rows: list[dict[str, object]], **kinds: object) -> Path:
+    """The rows as both splits; column `image` of bytes."""
+    datasets = pytest.importorskip("datasets", reason="needs datasets: pip install 'klas-zoo[datasets]'")
+    datasets.disable_progress_bars()
+    features = datasets.Features({"image": datasets.Image(), **kinds})
+    for split in ("train", "test"):
+        datasets.Dataset.from_list(rows, features=features).to_parquet(place / f"{split}-00000-of-00001.parquet")
+    return place
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets", reason="needs datasets: pip install 'klas-zoo[datasets]'")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache", raising=False)
+
+
+def rows_of(values: Sequence[object], name: str = "label", content: bytes | None = None) -> list[dict[str, object]]:
+    return [{"image": {"bytes": content or PNG.getvalue(), "path": None}, name: value} for value in values]
+
+
+@pytest.mark.usefixtures("cache")
+def test_names_of_classes_in_parquet_are_numbered_naturally(tmp_path: Path) -> None:
+    import datasets
+
+    parquet(tmp_path, rows_of(["c10", "c9", "c10", "c1"] * 8), label=datasets.Value("string"))
+    opened = open_images(tmp_path, None, 3)
+    assert list(opened.train.labels)[:4] == [2, 1, 2, 0]
+    assert opened.classes == ("c1", "c9", "c10") and "natural order" in opened.notes[0]
+    assert list(open_images(tmp_path, None, 3, ("c9", "c10", "c1")).train.labels)[:4] == [1, 0, 1, 2]
+
+
+@pytest.mark.usefixtures("cache")
+def test_digits_and_whole_numbers_in_parquet_are_numbers(tmp_path: Path) -> None:
+    import datasets
+
+    for number, (kind, values) in enumerate((("string", ["0", "2", "1"]), ("float64", [0.0, 2.0, 1.0]))):
+        place = tmp_path / str(number)
+        place.mkdir()
+        parquet(place, rows_of(values), label=datasets.Value(kind))
+        assert list(open_images(place, None, 3).train.labels) == [0, 2, 1]
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    ("kind", "values", "says"),
+    [
+        ("int64", [0, None, 1], r"Row 1 of .* has no class \('label' is null\)\."),
+        ("string", ["a", None], r"Row 1 of .* has no class"),
+        ("float64", [0.0, 1.5], r"Row 1 of .* has no class: 'label' is 1\.5, not a number or a name\."),
+        ("float64", [0.0, float("nan")], r"Row 1 of .* has no class"),
+        ("int64", [0, -1], r"has images without a class \(-1 in 'label'\)\."),
+    ],
+)
+def test_rows_without_a_class_are_named(kind: str, values: list[object], says: str, tmp_path: Path) -> None:
+    import datasets
+
+    parquet(tmp_path, rows_of(values), label=datasets.Value(kind))
+    with pytest.raises(DataError, match=says):
+        open_images(tmp_path, None, 3)
+
+
+@pytest.mark.usefixtures("cache")
+def test_rows_without_an_image_or_with_damaged_metadata(tmp_path: Path) -> None:
+    import datasets
+
+    odd = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter, were it applied
+    Image.new("RGB", (12, 6)).save(odd, "JPEG", xmp=b"\xff\xfe\xfd not text", exif=exif)
+    rows = rows_of([0, 1, 2] * 8)
+    rows[4]["image"] = None
+    rows[5]["image"] = {"bytes": odd.getvalue(), "path": None}
+    parquet(tmp_path, rows, label=datasets.Value("int64"))
+    with pytest.raises(DataError, match=r"^2 of 48 images cannot be read \(number 4 of .*: its row has no image"):
+        load_data(tmp_path, sample=None, num_classes=3, data_config=CONFIG, damage=DamageCheck())
+    data = load_data(tmp_path, sample=None, num_classes=3, data_config=CONFIG, damage=DamageCheck(allowed=2))
+    assert len(data.test) == 23
+    assert data.test.source.image(4).size == (12, 6)  # not turned, as in folders
+
+
+@pytest.mark.usefixtures("cache")
+def test_of_several_columns_the_one_with_the_familys_classes_is_taken(tmp_path: Path) -> None:
+    import datasets
+
+    kinds = {name: datasets.ClassLabel(num_classes=count) for name, count in (("coarse_label", 2), ("fine_label", 3))}
+    rows = [one | {"coarse_label": k % 2} for k, one in enumerate(rows_of([0, 1, 2] * 4, "fine_label"))]
+    parquet(tmp_path, rows, **kinds)
+    assert set(open_images(tmp_path, None, 3).train.labels) == {0, 1, 2}
+    assert set(open_images(tmp_path, None, 2).train.labels) == {0, 1}
+    with pytest.raises(DataError, match=r"needs one column with a class; it has image \(Image\), "):
+        open_images(tmp_path, None, 7)
+
+
+def test_a_data_set_of_the_hub_is_refused_within_seconds_when_there_is_no_network(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets", reason="needs datasets: pip install 'klas-zoo[datasets]'")
+    from huggingface_hub import constants
+
+    # a port of this machine that nothing listens to
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(DataError, match=r"hf:nobody/nothing is not in the cache of datasets, and the Hugging Face hub"):
+        open_images("hf:nobody/nothing", None)
+    assert not constants.HF_HUB_OFFLINE

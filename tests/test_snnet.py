@@ -15,7 +15,7 @@ from klas_zoo.routes import Route
 from klas_zoo.selection import Selection, select
 from klas_zoo.selection.candidates import SelectionSettings
 from klas_zoo.selection.measurements import Measurements
-from klas_zoo.selection.snnet import Stage, paired, stages, unpaired, window_seams
+from klas_zoo.selection.snnet import NetworkStage, paired, stages, unpaired, window_seams
 
 
 def chosen(chains: dict[str, Chain], **settings: Any) -> Selection:
@@ -87,10 +87,10 @@ def test_stitches_of_networks_of_stages_are_those_written_by_hand() -> None:
 
 def test_stages_are_blocks_on_one_grid() -> None:
     assert stages(staged_chain((3, 1, 2))) == [
-        Stage(grid=(8, 8), before=0, depth=3), Stage(grid=(4, 4), before=3, depth=1),
-        Stage(grid=(2, 2), before=4, depth=2),
+        NetworkStage(grid=(8, 8), before=0, depth=3), NetworkStage(grid=(4, 4), before=3, depth=1),
+        NetworkStage(grid=(2, 2), before=4, depth=2),
     ]  # fmt: skip
-    assert stages(vit(5)) == [Stage(grid=(4,), before=0, depth=5)]
+    assert stages(vit(5)) == [NetworkStage(grid=(4,), before=0, depth=5)]
 
 
 def test_only_neighbours_are_stitched_unless_other_pairs_are_named() -> None:
@@ -114,11 +114,11 @@ def test_between_unequal_depths_windows_only_lead_into_the_deeper_network() -> N
         chosen(chains, direction="down")
 
 
-def test_stitches_dearer_than_the_target_are_kept_in_the_last_bucket() -> None:
+def test_stitches_larger_than_the_target_are_kept_in_the_last_bucket() -> None:
     selection = chosen({"tiny": vit(3), "base": vit(3)})
-    dear = [c for c in selection.chosen if c.cost >= 30]
-    assert {(c.i, c.j) for c in dear} == {(1, 0), (2, 0)}
-    assert {c.bucket for c in dear} == {19}
+    large = [c for c in selection.chosen if c.cost >= 30]
+    assert {(c.i, c.j) for c in large} == {(1, 0), (2, 0)}
+    assert {c.bucket for c in large} == {19}
     assert Counter(c.reason for c in selection.candidates) == {"window": 7}
 
 

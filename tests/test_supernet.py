@@ -27,7 +27,7 @@ from toys import (
 from klas_zoo.chains import Chain, Layout
 from klas_zoo.errors import SelectionError
 from klas_zoo.routes import Route, Seam, Segment
-from klas_zoo.supernet import Step, StitchingLayer, Supernet, steps_of
+from klas_zoo.supernet import RouteStep, StitchingLayer, Supernet, steps_of
 
 TWO_SEAMS = Route((Segment("tiny", 1, 2), Segment("small", 2, 3), Segment("base", 4, 5)))
 BACK = Route((Segment("base", 1, 1), Segment("tiny", 2, 3)))
@@ -219,16 +219,16 @@ def test_the_order_of_routes_does_not_change_what_a_file_of_weights_means() -> N
 
 def test_the_steps_of_a_route_are_stem_blocks_seams_and_head() -> None:
     assert steps_of(TWO_SEAMS) == (
-        Step("stem", "tiny"),
-        Step("block", "tiny", 1),
-        Step("block", "tiny", 2),
-        Step("seam", seam=Seam("tiny", 2, "small", 1)),
-        Step("block", "small", 2),
-        Step("block", "small", 3),
-        Step("seam", seam=Seam("small", 3, "base", 3)),
-        Step("block", "base", 4),
-        Step("block", "base", 5),
-        Step("head", "base"),
+        RouteStep("stem", "tiny"),
+        RouteStep("block", "tiny", 1),
+        RouteStep("block", "tiny", 2),
+        RouteStep("seam", seam=Seam("tiny", 2, "small", 1)),
+        RouteStep("block", "small", 2),
+        RouteStep("block", "small", 3),
+        RouteStep("seam", seam=Seam("small", 3, "base", 3)),
+        RouteStep("block", "base", 4),
+        RouteStep("block", "base", 5),
+        RouteStep("head", "base"),
     )
 
 
@@ -243,7 +243,7 @@ def test_anchors_may_be_named_like_attributes_of_modules(names: tuple[str, str])
 LAYOUTS = [
     Layout(kind="tokens", width=4, grid=(3, 5)),
     Layout(kind="maps", width=4, grid=(3, 5)),
-    Layout(kind="maps_last", width=4, grid=(3, 5)),
+    Layout(kind="nhwc", width=4, grid=(3, 5)),
 ]
 
 
@@ -254,8 +254,8 @@ def test_a_stitching_layer_is_the_same_linear_map_everywhere(source: Layout, tar
     weight, bias = layer.linear.weight, layer.linear.bias
     features = torch.randn(2, 4, 3, 5)
     expected = F.conv2d(features, weight[:, :, None, None], bias)
-    given = {"tokens": features.flatten(2).mT, "maps": features, "maps_last": features.permute(0, 2, 3, 1)}
-    wanted = {"tokens": expected.flatten(2).mT, "maps": expected, "maps_last": expected.permute(0, 2, 3, 1)}
+    given = {"tokens": features.flatten(2).mT, "maps": features, "nhwc": features.permute(0, 2, 3, 1)}
+    wanted = {"tokens": expected.flatten(2).mT, "maps": expected, "nhwc": expected.permute(0, 2, 3, 1)}
     assert torch.allclose(layer(given[source.kind]), wanted[target.kind], atol=1e-6)
 
 

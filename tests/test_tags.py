@@ -27,7 +27,7 @@ def build(registry: Registry, name: str, device: str = "cpu", **changes: Any) ->
     """Registers a build of one engine called `name`; its number."""
     shared = {key: value for key, value in changes.items() if key in made_up.OF_A_BUILD}
     new = made_up.new_engine(registry.root / f"{name}.made-up", name, device=device, **shared)
-    return registry.register(made_up.build(device=device, **changes), [new])
+    return made_up.register(registry, made_up.build(device=device, **changes), [new])
 
 
 def names(registry: Registry, family: str, device: str | None = None) -> list[str]:
@@ -137,9 +137,9 @@ def test_tags_of_one_family_do_not_touch_each_other_or_other_families(registry: 
 @pytest.mark.parametrize(
     "name", ["prod", "@prod", "deit-micro@", "a@b@c", "deit m@prod", "deit@pr od", "../x@y", "a@" + "b" * 65, "@"]
 )
-def test_a_name_that_is_no_tag_says_how_one_looks(registry: Registry, name: str) -> None:
+def test_a_name_that_is_not_a_tag_says_how_one_looks(registry: Registry, name: str) -> None:
     for attempt in (move_tag, delete_tag):
-        with pytest.raises(UsageError, match="is no tag: write FAMILY@NAME, such as deit@prod"):
+        with pytest.raises(UsageError, match="is not a tag: write FAMILY@NAME, such as deit@prod"):
             attempt(registry, name)
 
 

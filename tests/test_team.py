@@ -50,6 +50,7 @@ def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> floa
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", team_job.WAYS)
 def test_two_processes_take_the_steps_of_one(way: str, pair: dict[str, Any], single: dict[str, Any]) -> None:
     (weights, losses), (expected, told) = pair["tuned"][way], single["tuned"][way]
@@ -64,15 +65,18 @@ def test_accumulating_changes_rounding_only(single: dict[str, Any]) -> None:
     assert parts == pytest.approx(plain, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_probes_of_one(pair: dict[str, Any], single: dict[str, Any]) -> None:
     assert largest_difference(pair["probes"], single["probes"]) < 1e-4
 
 
+@pytest.mark.slow
 def test_two_processes_count_the_hits_of_one(pair: dict[str, Any], single: dict[str, Any]) -> None:
     assert pair["top1"] == single["top1"]
     assert len(set(single["top1"])) > 1
 
 
+@pytest.mark.slow
 def test_another_route_on_every_process_takes_steps_of_their_mean_gradient(pair: dict[str, Any]) -> None:
     one, other = pair["each"]
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -96,6 +100,7 @@ def test_another_route_on_every_process_takes_steps_of_their_mean_gradient(pair:
     assert largest_difference(one, net.state_dict()) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_in_the_middle_changes_nothing_in_the_end(
     tmp_path: Path, pair: dict[str, Any]
 ) -> None:
@@ -106,15 +111,26 @@ def test_a_process_that_is_killed_in_the_middle_changes_nothing_in_the_end(
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
+def test_processes_decide_together_whether_there_is_a_checkpoint(pair: dict[str, Any]) -> None:
+    found = pair["restored"]
+    assert found["all"] == [True, True]
+    assert found["the second"] == [False, False]
+    assert len(found["the first"]) == 2
+    for sentence in found["the first"]:
+        assert sentence.startswith("Process 1 cannot read the checkpoint of step 0 in")
+        assert sentence.endswith("all machines of a build must see the registry's folder.")
+
+
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(UsageError, match=r"12 images cannot be cut .* for 5 processes evenly: give a multiple of 5"):
         Tuner(team_job.supernet(), 1, team_job.SETTINGS, team=Team(0, 5))
 
 
 def test_one_process_alone_is_a_team_too() -> None:
-    assert ALONE.leads
+    assert ALONE.is_main
     assert ALONE.gather("mine") == ["mine"]
-    assert ALONE.tell({"a": 1}) == {"a": 1}
-    assert torch.equal(ALONE.add(torch.ones(2)), torch.ones(2))
-    ALONE.wait()
+    assert ALONE.broadcast({"a": 1}) == {"a": 1}
+    assert torch.equal(ALONE.all_reduce(torch.ones(2)), torch.ones(2))
+    ALONE.barrier()
     assert not under_torchrun()

@@ -12,17 +12,16 @@ import onnx
 import pytest
 import small_models
 import torch
+from engine_comparison import compare_network
 from small_models import small_chain
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from klas_zoo.architectures import to_chain
+from klas_zoo.chains import Chain
 from klas_zoo.errors import ExportError
 from klas_zoo.exporters import to_onnx
 from klas_zoo.exporters.to_onnx import RouteExporter, export
-from klas_zoo.exporters.verify import verify
 from klas_zoo.memory import give_back
-from klas_zoo.profiles.devices import CPU_PROVIDER
 from klas_zoo.profiles.macs import count_parameters
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
@@ -41,7 +40,7 @@ ROUTES = [WHOLE, STITCH, FROM_THE_STEM, TWO_SEAMS, THERE_AND_BACK]
 def supernet() -> Supernet:
     torch.manual_seed(0)
     chains = {
-        name: to_chain(
+        name: Chain.of(
             VisionTransformer(img_size=16, patch_size=8, embed_dim=width, depth=DEPTH, num_heads=2, num_classes=5),
             SHAPE,
         )
@@ -79,7 +78,7 @@ def test_a_route_is_the_same_function_for_every_batch_size(
     file = tmp_path / f"{route}.onnx"
     exporter.export(route, file, metadata={})
     batches = [torch.randn(size, *SHAPE) for size in (1, 2, 7)]
-    found = verify(file, supernet.network(route), batches, provider=CPU_PROVIDER, threads=1)
+    found = compare_network(file, supernet.network(route), batches)
     assert found.passed, found
 
 
@@ -108,7 +107,7 @@ def test_routes_of_every_architecture_are_the_same_functions_as_files(
     for number, route in enumerate(supernet.routes):
         file = tmp_path / f"{number}.onnx"
         exporter.export(route, file, metadata={})
-        found = verify(file, supernet.network(route), batches, provider=CPU_PROVIDER, threads=1)
+        found = compare_network(file, supernet.network(route), batches)
         assert found.passed, (route, found)
 
 
@@ -118,7 +117,7 @@ def test_the_file_of_a_route_holds_its_own_weights_and_no_others(
     for route in (WHOLE, STITCH, TWO_SEAMS):
         exporter.export(route, tmp_path / "route.onnx", metadata={})
         graph = onnx.load(tmp_path / "route.onnx").graph
-        numbers = sum(math.prod(w.dims) for w in graph.initializer if w.data_type == onnx.TensorProto.FLOAT)
+        numbers = sum(math.prod(w.dims) for w in graph.initializer if w.dims and w.data_type == onnx.TensorProto.FLOAT)
         assert numbers == count_parameters(supernet.network(route))
 
 
@@ -131,13 +130,37 @@ def test_a_route_cut_from_the_supernet_is_the_graph_of_its_network_alone(
     assert operators[0] == operators[1]
 
 
-def test_attention_activation_and_norm_are_one_operator_each(model: onnx.ModelProto) -> None:
+def test_a_graph_is_in_the_oldest_opset_and_format_with_attention_as_products(model: onnx.ModelProto) -> None:
     operators = Counter(node.op_type for node in model.graph.node)
     blocks = 4  # two of the source, two of the target
-    assert operators["Attention"] == operators["Gelu"] == blocks
+    assert operators["Softmax"] == operators["Erf"] == blocks
+    assert operators["MatMul"] == 6 * blocks + 1  # and one of the stitching layer
     assert operators["LayerNormalization"] == 2 * blocks + 1
-    assert not operators.keys() & {"Softmax", "Erf", "ReduceMean", "Sqrt", "Constant"}
+    # nothing computes shapes but of the batch, once in each stem
+    assert operators["Shape"] <= 2
+    assert not operators.keys() & {"Slice", "Squeeze", "ReduceMean", "Sqrt", "Constant", "Identity"}
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
+    assert model.ir_version == 8
+
+
+def test_attention_activation_and_norm_are_one_operator_each_where_the_opset_has_them(
+    supernet: Supernet, tmp_path: Path
+) -> None:
+    export(supernet.network(STITCH), SHAPE, tmp_path / "fused.onnx", metadata={}, opset=23)
+    model = onnx.load(tmp_path / "fused.onnx")
+    operators = Counter(node.op_type for node in model.graph.node)
+    assert operators["Attention"] == operators["Gelu"] == 4
+    assert not operators.keys() & {"Softmax", "Erf"}
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 23)]
+    found = compare_network(tmp_path / "fused.onnx", supernet.network(STITCH), [torch.randn(3, *SHAPE)])
+    assert found.passed, found
+
+
+def test_a_newer_opset_is_used_only_where_the_graph_needs_it(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+    export(network, SHAPE, tmp_path / "network.onnx", metadata={}, opset=23)
+    model = onnx.load(tmp_path / "network.onnx")
+    assert (model.opset_import[0].version, model.ir_version) == (18, 8)
 
 
 def test_input_and_output_are_named_and_take_any_batch(model: onnx.ModelProto) -> None:
@@ -218,7 +241,7 @@ def test_a_graph_that_the_checker_refuses_is_not_written(
 ) -> None:
     # a name that stands for two values is what the checker is there for
     monkeypatch.setattr(to_onnx, "OUTPUT", to_onnx.INPUT)
-    monkeypatch.setattr(to_onnx, "_logits", lambda anchor: f"{anchor}:logits")
+    monkeypatch.setattr(to_onnx, "_logits", lambda anchor, original=False: f"{anchor}:logits")
     with pytest.raises(ExportError, match=r"^Cannot export route\.onnx: it failed to check \(.*images"):
         exporter.export(STITCH, tmp_path / "route.onnx", metadata={})
     assert not list(tmp_path.iterdir())

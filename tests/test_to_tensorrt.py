@@ -7,17 +7,21 @@ import pickle
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
 import torch
 from small_models import SHAPE, small_chain
 
-from klas_zoo.errors import ExportError, KlasZooError, UnknownName, UsageError
-from klas_zoo.exporters import trt_library
+from klas_zoo.errors import CannotRunHere, ExportError, KlasZooError, UnknownName, UsageError
+from klas_zoo.exporters import to_tensorrt
 from klas_zoo.exporters.gpu_targets import ComputeCapability, present_capability
-from klas_zoo.exporters.plans import (
-    NOT_RUN,
+from klas_zoo.exporters.to_onnx import export
+from klas_zoo.exporters.to_tensorrt import PlanSettings, build_plan
+from klas_zoo.files import sha256_of
+from klas_zoo.runtimes import NOT_RUN, trt
+from klas_zoo.runtimes.plans import (
     BatchRange,
     PlanRecord,
     checked,
@@ -25,10 +29,7 @@ from klas_zoo.exporters.plans import (
     record_path,
     write_record,
 )
-from klas_zoo.exporters.to_onnx import export
-from klas_zoo.exporters.to_tensorrt import PlanSettings, build_plan
-from klas_zoo.exporters.trt_session import PlanSession
-from klas_zoo.files import sha256_of
+from klas_zoo.runtimes.trt import PlanSession
 
 A100 = ComputeCapability.parse("a100")
 RTX = PlanSettings(runtime="tensorrt-rtx", capabilities=(A100,), profiles=(BatchRange(smallest=1, usual=2, largest=4),))
@@ -145,7 +146,7 @@ def test_an_engine_for_this_gpu_computes_what_torch_computes(runtime: str, graph
     session, images = PlanSession(file), torch.randn(3, *SHAPE)
     with torch.inference_mode():
         expected = small_chain("deit")(images)
-    torch.testing.assert_close(session.run(images).cpu(), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.from_numpy(session.run(images.numpy())), expected, atol=1e-4, rtol=0)
 
 
 def test_a_library_that_is_not_installed_is_named_with_the_command_that_brings_it(
@@ -153,13 +154,13 @@ def test_a_library_that_is_not_installed_is_named_with_the_command_that_brings_i
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(KlasZooError, match=r"pip install 'klas-zoo\[tensorrt\]'"):
-        trt_library.find_library("tensorrt")
+        trt.find_library("tensorrt")
     with pytest.raises(UnknownName, match="did you mean tensorrt"):
-        trt_library.find_library("tensort")
+        trt.find_library("tensort")
 
 
 def test_an_engine_that_fits_library_and_gpu_is_accepted(engine: Path) -> None:
-    assert checked(engine, installed=VERSION, present=A100) == read_record(engine)
+    assert checked(engine, installed=VERSION, present=str(A100)) == read_record(engine)
 
 
 @pytest.mark.parametrize(
@@ -172,9 +173,8 @@ def test_an_engine_that_fits_library_and_gpu_is_accepted(engine: Path) -> None:
     ],
 )
 def test_a_mismatch_is_explained(engine: Path, installed: str | None, present: str | None, said: str) -> None:
-    capability = ComputeCapability.parse(present) if present else None
     with pytest.raises(ExportError, match=said):
-        checked(engine, installed=installed, present=capability)
+        checked(engine, installed=installed, present=present)
 
 
 def test_a_flipped_bit_a_truncated_file_and_a_missing_one_are_refused(engine: Path) -> None:
@@ -182,29 +182,32 @@ def test_a_flipped_bit_a_truncated_file_and_a_missing_one_are_refused(engine: Pa
     content[100] ^= 1
     engine.write_bytes(content)
     with pytest.raises(ExportError, match=r"small\.engine is damaged"):
-        checked(engine, installed=VERSION, present=A100)
+        checked(engine, installed=VERSION, present=str(A100))
     engine.write_bytes(content[:50])
     with pytest.raises(ExportError, match=r"small\.engine has 50 bytes, not 204"):
-        checked(engine, installed=VERSION, present=A100)
+        checked(engine, installed=VERSION, present=str(A100))
     engine.unlink()
     with pytest.raises(ExportError, match=r"There is no engine .*small\.engine"):
-        checked(engine, installed=VERSION, present=A100)
+        checked(engine, installed=VERSION, present=str(A100))
 
 
 def test_a_pickle_that_calls_itself_an_engine_is_refused(engine: Path) -> None:
     engine.write_bytes(pickle.dumps({"weights": [1.0]}))
     _describe(engine)
     with pytest.raises(ExportError, match="is no engine of tensorrt-rtx: it begins with"):
-        checked(engine, installed=VERSION, present=A100)
+        checked(engine, installed=VERSION, present=str(A100))
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda fields: fields.update(schema_version=2), "has schema 2, this klas-zoo knows up to 1"),
-        (lambda fields: fields.pop("capabilities"), "is damaged"),
-        (lambda fields: fields.update(runtime="tvm"), "is damaged"),
-        (lambda fields: fields.update(profiles=[{"smallest": 0, "usual": 1, "largest": 2}]), "is damaged"),
+        (lambda fields: fields.update(schema_version=3), "its schema is 3, this one knows up to 2"),
+        (lambda fields: fields.pop("capabilities"), "missing required field capabilities"),
+        (lambda fields: fields.update(runtime="tvm"), "no runtime is called tvm"),
+        (
+            lambda fields: fields.update(profiles=[{"smallest": 0, "usual": 1, "largest": 2}]),
+            r"profiles\[0\] is not valid: a batch range goes up from 1",
+        ),
     ],
 )
 def test_a_record_from_elsewhere_is_refused(engine: Path, change: object, said: str) -> None:
@@ -235,3 +238,62 @@ def test_capabilities_of_two_digits_are_read() -> None:
 def test_an_unknown_gpu_is_refused_with_the_nearest() -> None:
     with pytest.raises(UnknownName, match="did you mean a100"):
         ComputeCapability.parse("a1000")
+
+
+@pytest.mark.parametrize("here", ["NVIDIA A10", "NVIDIA A100-SXM4-80GB MIG 3g.40gb", None])
+def test_an_engine_whose_kernels_were_timed_on_another_card_is_refused(engine: Path, here: str | None) -> None:
+    card = "NVIDIA A100-SXM4-80GB"
+    write_record(engine, replace(read_record(engine), gpu=card))
+    assert checked(engine, installed=VERSION, present=str(A100), gpu=card).gpu == card
+    said = rf"was built on {card}, and this machine's GPU is {here or 'unknown'}: .*build it again with klas-zoo export"
+    with pytest.raises(CannotRunHere, match=said):
+        checked(engine, installed=VERSION, present=str(A100), gpu=here)
+
+
+def test_engines_recorded_before_cards_were_are_bound_to_capability_and_version_alone(engine: Path) -> None:
+    file = record_path(engine)
+    former = json.loads(file.read_text()) | {"schema_version": 1}
+    del former["gpu"]
+    file.write_text(json.dumps(former))
+    assert checked(engine, installed=VERSION, present=str(A100), gpu="NVIDIA A10").gpu is None
+
+
+class _Timings:
+    """The part of a TensorRT builder's configuration that keeps timings: there is no TensorRT on this machine."""
+
+    def __init__(self, refuses: bool, has_none: bool = False) -> None:
+        self.refuses, self.has_none, self.content = refuses, has_none, b"unset"
+
+    def create_timing_cache(self, content: bytes) -> bytes:
+        return content
+
+    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+        if cache and self.refuses:
+            return False
+        self.content = cache
+        return True
+
+    def get_timing_cache(self) -> _Timings | None:
+        return None if self.has_none else self
+
+    def serialize(self) -> bytes:
+        return self.content + b" and more"
+
+
+@pytest.mark.parametrize(("refuses", "has_none"), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("before", [None, b"timings of another build"])
+def test_a_timing_cache_that_is_missing_refused_or_absent_never_costs_an_engine(
+    before: bytes | None, refuses: bool, has_none: bool, tmp_path: Path
+) -> None:
+    cache, config = tmp_path / "timings", _Timings(refuses, has_none)
+    if before is not None:
+        cache.write_bytes(before)
+    settings = PlanSettings(runtime="tensorrt", timing_cache=cache)
+    flags = SimpleNamespace(__members__={})
+    module = SimpleNamespace(BuilderFlag=flags, __version__="10.14")
+    library = trt.Library(runtime="tensorrt", module=module, log=None)
+    to_tensorrt._configuration(library, SimpleNamespace(create_builder_config=lambda: config), settings, ())
+    assert config.content == (before if before is not None and not refuses else b"")
+    to_tensorrt._keep_timings(config, settings)
+    kept = cache.read_bytes() if cache.is_file() else None
+    assert kept == (before if has_none else config.content + b" and more")

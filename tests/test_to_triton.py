@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -11,12 +12,13 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from klas_zoo.errors import ExportError, UsageError
+from klas_zoo.errors import DamagedPackage, ExportError, PackageError, UsageError
+from klas_zoo.exporters.checking import report
 from klas_zoo.exporters.package import Package
 from klas_zoo.exporters.pbtxt import Word, to_text
-from klas_zoo.exporters.plans import BatchRange, PlanRecord, write_record
 from klas_zoo.exporters.to_triton import TritonSettings, derive, write_repository
 from klas_zoo.files import sha256_of
+from klas_zoo.runtimes.plans import BatchRange, PlanRecord, write_record
 
 NAMES = ["made-up", "made-up_slim", "made-up_slim.1-2_wide.2-3", "made-up_wide"]
 
@@ -125,11 +127,14 @@ def test_plans_of_several_capabilities_are_chosen_among_by_the_server(package: P
         _plan(tmp_path / "ampere", one.name, "8.0")
         _plan(tmp_path / "hopper", one.name, "9.0")
     plans = (tmp_path / "ampere", tmp_path / "hopper")
-    verdicts = write_repository(package, tmp_path / "out", TritonSettings(plans=plans, gpu=True))
+    verdicts = derive(package, tmp_path / "out", {"plans": plans})  # as klas-zoo export --plans does
     assert {one.status for one in verdicts} == {"built, not run"}
     config = _config(tmp_path / "out", "made-up_slim")
     assert config.backend == "tensorrt"
+    # Triton's tensorrt backend loads nothing else; the model that picks routes computes on the CPU
     assert config.instance_group[0].kind == config.instance_group[0].KIND_GPU
+    elastic = _config(tmp_path / "out", "made-up").instance_group[0]
+    assert elastic.kind == elastic.KIND_CPU
     assert config.cc_model_filenames == {"8.0": "slim.sm80.engine", "9.0": "slim.sm90.engine"}
     for name in [*config.cc_model_filenames.values(), config.default_model_filename]:
         assert (tmp_path / "out/models/made-up_slim/1" / name).is_file()
@@ -151,10 +156,10 @@ def test_plans_that_triton_cannot_load_are_refused(package: Package, tmp_path: P
         write_repository(package, tmp_path / "4", TritonSettings(plans=(tmp_path / "bad",)))
 
 
-@pytest.mark.parametrize("change", [{"largest_batch": 0}, {"instances": 0}, {"threads": 0}, {"queue_delay_us": -1}])
-def test_settings_that_make_no_sense_are_refused(change: dict[str, int]) -> None:
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_without_an_image_is_refused(batch: int) -> None:
     with pytest.raises(UsageError, match="at least 1"):
-        TritonSettings(**change)
+        TritonSettings(largest_batch=batch)
 
 
 def test_text_of_every_kind_of_value_is_read_back_by_triton(tmp_path: Path) -> None:
@@ -171,3 +176,71 @@ def test_text_of_every_kind_of_value_is_read_back_by_triton(tmp_path: Path) -> N
     assert (config.name, config.max_batch_size, config.platform) == (awkward, 3, "")
     assert len(config.instance_group) == 2
     assert list(config.instance_group[0].gpus) == [0, 1] and config.instance_group[0].passive
+
+
+@pytest.fixture(params=[False, True], ids=["links", "copies"])
+def served(request: pytest.FixtureRequest, package: Package, tmp_path: Path) -> Path:
+    write_repository(package, tmp_path / "served", TritonSettings(copy=request.param))
+    return tmp_path / "served"
+
+
+def _served_files(served: Path) -> list[Path]:
+    return sorted(path for path in served.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def test_a_repository_is_verified_with_everything_that_is_served(served: Path) -> None:
+    found = report(served)
+    assert {one.status for one in found.verdicts} == {"verified"} and found.extra_files == ()
+    moved = served.rename(served.parent / "moved")
+    report(moved).check(moved)
+
+
+def test_every_flipped_byte_of_every_file_of_a_repository_is_found(served: Path) -> None:
+    draw = random.Random(0)
+    for file in _served_files(served):
+        whole = file.read_bytes()
+        at = draw.randrange(len(whole))
+        while file.name == "repository.json" and whole[at : at + 1].isspace():  # space between JSON's tokens
+            at = draw.randrange(len(whole))
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(PackageError):
+            report(served)
+        file.write_bytes(whole)
+    report(served)
+
+
+def test_what_is_removed_added_or_linked_elsewhere_is_found(served: Path) -> None:
+    config = served / "models" / "made-up_slim" / "config.pbtxt"
+    text = config.read_text()
+    config.unlink()
+    with pytest.raises(DamagedPackage, match=r"config\.pbtxt is missing\. Export the repository again"):
+        report(served)
+    config.symlink_to(served / "models" / "made-up_wide" / "config.pbtxt")
+    with pytest.raises(DamagedPackage, match=r"config\.pbtxt is not what was exported"):
+        report(served)
+    config.unlink()
+    config.write_text(text)
+    extra = served / "models" / "made-up" / "2" / "model.py"
+    extra.parent.mkdir()
+    extra.write_text("")
+    with pytest.raises(DamagedPackage, match=r"2/model\.py was not exported, and would be served: remove it"):
+        report(served)
+
+
+def test_an_edited_configuration_is_accepted_when_that_is_said(served: Path) -> None:
+    config = served / "models" / "made-up" / "config.pbtxt"
+    config.write_text(config.read_text().replace("count: 1", "count: 2"))
+    with pytest.raises(DamagedPackage, match="Pass --allow-edited-config if that is meant"):
+        report(served)
+    report(served, allow_edited_config=True).check(served)
+    model = served / "models" / "made-up" / "1" / "model.py"
+    model.write_text("raise SystemExit")
+    with pytest.raises(DamagedPackage, match=r"model\.py is not what was exported"):
+        report(served, allow_edited_config=True)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 1, "entries": []}'])
+def test_a_record_that_is_none_is_refused(served: Path, text: str) -> None:
+    (served / "repository.json").write_text(text)
+    with pytest.raises(DamagedPackage, match=r"repository\.json is (not JSON|no record)"):
+        report(served)

@@ -13,11 +13,11 @@ import torch
 from safetensors import safe_open
 
 from klas_zoo.errors import DamagedPackage, UsageError
-from klas_zoo.exporters.family import Images
+from klas_zoo.exporters.family import VerificationImages
 from klas_zoo.exporters.package import Package
 from klas_zoo.exporters.torch_package import export_torch, load_supernet
 
-IMAGES = Images(test=packages.batches, calibration=packages.batches)
+IMAGES = VerificationImages(test=packages.batches, calibration=packages.batches)
 
 
 def chains(seed: int = 9) -> dict[str, packages.Chain]:
@@ -38,7 +38,7 @@ def test_what_is_loaded_computes_what_was_exported(precision: str, apart: float,
             assert difference <= apart
             assert (difference == 0) == (precision == "fp32")
     assert {path.name for path in package.folder.iterdir()} == {
-        "manifest.json", "weights.safetensors", "references.safetensors"
+        "manifest.json", "bom.cdx.json", "weights.safetensors", "references.safetensors"
     }  # fmt: skip
 
 

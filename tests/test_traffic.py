@@ -8,10 +8,8 @@ from small_models import SHAPE, small_chain
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from klas_zoo.chains import Chain
-from klas_zoo.profiles.macs import chain_cost, count_parameters
-from klas_zoo.profiles.traffic import chain_traffic, observe, route_parts, seam_traffic
-from klas_zoo.routes import Route, Seam
+from klas_zoo.profiles.macs import chain_cost, count_macs, count_parameters
+from klas_zoo.profiles.traffic import chain_traffic, observe
 
 
 def seen(module: nn.Module, features: Tensor) -> tuple[int, int, int, int]:
@@ -80,10 +78,14 @@ def test_activations_grow_with_the_batch_and_the_precision_and_weights_only_with
     assert traffic.peak_activation_bytes(batch=10, bytes_each=2) == 2 * 10 * activations
 
 
-def test_a_routes_parts_are_those_it_executes() -> None:
-    chains: dict[str, Chain] = {"a": small_chain("vit"), "b": small_chain("vit", seed=4)}
-    traffic = {name: chain_traffic(chain, SHAPE) for name, chain in chains.items()}
-    parts = route_parts(Route.stitch("a", 3, "b", 2, 4), traffic)
-    assert parts == [traffic["a"].stem, *traffic["a"].blocks[:3], *traffic["b"].blocks[2:], traffic["b"].head]
-    seam = seam_traffic(chains["a"], chains["b"], Seam("a", 3, "b", 2))
-    assert (seam.macs, seam.activations, seam.weights) == (16 * 24 * 24, 16 * 48, 25 * 24)
+def test_an_lstm_does_as_many_multiply_adds_as_fvcore_counts_with_our_formula() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(8, 5, num_layers=2, bidirectional=True, batch_first=True)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.lstm(tokens)[0]
+
+    network, tokens = Recurrent().eval(), torch.zeros(1, 7, 8)
+    assert seen(network, tokens)[0] == count_macs(network, tokens)

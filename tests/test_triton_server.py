@@ -15,6 +15,8 @@ from tritonclient.utils import InferenceServerException
 
 from klas_zoo.exporters.to_triton import TritonSettings, model_name, write_repository
 
+pytestmark = pytest.mark.slow
+
 BATCHES = (1, 3, 8)
 
 

@@ -17,10 +17,10 @@ from klas_zoo.errors import CannotRunHere, DamagedPackage, PackageError
 from klas_zoo.exporters.checking import verify_package
 from klas_zoo.exporters.gpu_targets import ComputeCapability, present_capability
 from klas_zoo.exporters.package import Package
-from klas_zoo.exporters.plans import NOT_RUN, BatchRange, read_record
 from klas_zoo.exporters.trt_graph import for_tensorrt
 from klas_zoo.exporters.trt_package import derive, open_plan
-from klas_zoo.profiles.devices import CPU_PROVIDER, open_session
+from klas_zoo.runtimes import NOT_RUN, open_engine
+from klas_zoo.runtimes.plans import BatchRange, read_record
 
 A100 = ComputeCapability.parse("a100")
 SMALL = (BatchRange(smallest=1, usual=2, largest=4),)
@@ -74,7 +74,7 @@ def test_attention_written_out_for_tensorrt_is_the_same_function(half: Package) 
         assert "Attention" not in operators and "Softmax" in operators
         images = half.references().images
         before, after = (
-            open_session(file, CPU_PROVIDER, 1).run(None, {"images": images})[0] for file in (graph, written_out)
+            open_engine(file, threads=1).run(images) for file in (graph, written_out)
         )
     finally:
         written_out.unlink(missing_ok=True)

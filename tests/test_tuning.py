@@ -135,7 +135,7 @@ def test_every_step_draws_one_route_and_all_are_as_likely(monkeypatch: pytest.Mo
     assert drawn[:20] == [again.choice(ROUTES) for _ in range(20)]
 
 
-def test_the_teacher_is_the_dearest_anchor_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_teacher_is_the_largest_anchor_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     net = supernet().train()
     net.chain("base").blocks[0].append(nn.Dropout(0.5))
     before = copy.deepcopy(net.chain("base")).eval()
@@ -207,7 +207,10 @@ def test_every_weight_is_tuned_at_the_rate_of_its_part_and_only_matrices_decay(
         assert rate == (1e-2 if name.startswith("stitches.") else 1e-3), name
         flat = name.endswith(("bias", "pos_embed", "cls_token")) or ".norm" in name
         assert decay == (0.0 if flat else 0.1), name
-    decayed = {name.rpartition("part.")[2] for name, (_, decay) in found.items() if decay}
+    decayed = {
+        name.partition("stem.")[2] or name.partition("head.")[2] or name
+        for name, (_, decay) in found.items() if decay
+    }  # fmt: skip
     assert {"patch_embed.proj.weight", "head.weight"} < decayed
     assert sum("blocks.0" in name for name in decayed) == 3 * 4  # qkv, proj, fc1, fc2 of three anchors
 
@@ -332,3 +335,87 @@ def test_presets_hold_what_can_be_tuned_with(name: str) -> None:
     net = supernet()
     tune(net, endless(), 2, preset)
     assert all(torch.isfinite(p).all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("own", [{}, {"own_norms": True}, {"rank": 2}])
+def test_frozen_anchors_do_not_change_and_no_step_is_spent_on_them(own: dict[str, Any]) -> None:
+    net = supernet()
+    anchors, stitches = snapshot(net.chains), snapshot(net.stitches)
+    drawn: list[Route] = []
+    one = tuner.Tuner(net, 6, settings(anchors="frozen", **own))
+    with one.running():
+        for _ in range(6):
+            drawn += one._next_routes()
+            one.step(endless())
+    one.finish()
+    assert same_state(net.chains, anchors)
+    assert not same_state(net.stitches, stitches)
+    assert not any(route.is_anchor for route in drawn)
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_a_routes_own_updates_learn() -> None:
+    net = supernet()
+    tune(net, endless(), 12, settings(anchors="frozen", rank=2))
+    ups = [value for name, value in net.own.named_parameters() if name.endswith("up")]
+    assert ups
+    assert all(value.any() for value in ups)
+
+
+def test_tuning_with_tensors_of_each_routes_own_resumes_bit_for_bit() -> None:
+    chosen = settings(own_norms=True, rank=2, sampling="gain")
+    whole, first, second = supernet(), supernet(), supernet()
+    images = random_batches((8,) * 8)
+    tune(whole, iter(images), 8, chosen)
+    one = tuner.Tuner(first, 8, chosen)
+    with one.running():
+        for _ in range(4):
+            one.step(iter([images[one.done]]))
+    state = copy.deepcopy(one.state())
+    other = tuner.Tuner(second, 8, chosen)
+    other.restore(state)
+    with other.running():
+        while other.done < 8:
+            other.step(iter([images[other.done]]))
+    other.finish()
+    assert same_state(second, snapshot(whole))
+
+
+def test_the_distance_of_features_is_none_for_an_exact_copy_and_draws_a_stitch_to_its_target() -> None:
+    net = supernet([Route.anchor("base", 5), ROUTES[4]])
+    one = tuner.Tuner(net, 30, settings(features=1.0, anchors="frozen", distillation=0.0))
+    images, labels = random_batches((8,))[0]
+    target = net.chain("base")
+    *_, features = target.walk(images)
+    assert one._distance(features, images, "base").item() == pytest.approx(0, abs=1e-6)
+    before = _feature_distance(one, images)
+    with one.running():
+        for _ in range(30):
+            one.step(iter([(images, labels)]))
+    assert _feature_distance(one, images) < before
+
+
+def _feature_distance(one: tuner.Tuner, images: Tensor) -> float:
+    features = images
+    with torch.no_grad():
+        for step in one.supernet.steps(ROUTES[4])[:-1]:
+            features = one.supernet.module(step)(features)
+        return float(one._distance(features, images, "base"))
+
+
+def test_soft_distillation_at_a_temperature_is_times_its_square() -> None:
+    torch.manual_seed(0)
+    logits, taught, labels = torch.randn(6, CLASSES), torch.randn(6, CLASSES), torch.arange(6) % CLASSES
+    found = mixed_loss(logits, labels, taught, settings(distillation=1.0, temperature=3.0))
+    p, q = (torch.softmax(one / 3, 1) for one in (taught, logits))
+    assert found.item() == pytest.approx(9 * (p * (p / q).log()).sum(1).mean().item(), rel=1e-5)
+
+
+def test_another_teacher_takes_the_largest_anchors_place() -> None:
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, CLASSES)).requires_grad_(False)
+    net = supernet()
+    one = tuner.Tuner(net, 1, settings(distillation=1.0), teacher=teacher)
+    images, labels = random_batches((8,))[0]
+    loss = one._loss(images, labels, ROUTES[0])
+    expected = mixed_loss(net(images, ROUTES[0]), labels, teacher(images), settings(distillation=1.0))
+    assert loss.item() == pytest.approx(expected.item())

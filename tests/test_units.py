@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from klas_zoo.errors import BadQuantity
-from klas_zoo.units import format_latency, format_macs, format_size, parse_latency_ms, parse_size_bytes
+from klas_zoo.units import format_latency, format_macs, format_size, parse_latency_ms, parse_size_bytes, printable
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,6 @@ def test_a_size_is_read_as_bytes(text: str, expected_bytes: int) -> None:
         "0ms",
         "0.0s",
         "5 m s",
-        "1e3ms",
         "5min",
         "nan ms",
         "infs",
@@ -75,7 +74,7 @@ def test_what_is_no_latency_is_refused_with_the_forms_that_are(text: str) -> Non
     assert raised.value.exit_code == 2
 
 
-@pytest.mark.parametrize("text", ["", "5", "MB", "-5MB", "0MB", "5ms", "5TB", "1e3MB"])
+@pytest.mark.parametrize("text", ["", "5", "MB", "-5MB", "0MB", "5ms", "5TB"])
 def test_what_is_no_size_is_refused_with_the_forms_that_are(text: str) -> None:
     with pytest.raises(BadQuantity, match="is not a size: write it as 50MB, 48MiB, 900kB or 1GB"):
         parse_size_bytes(text)
@@ -145,3 +144,18 @@ def test_a_size_is_shown_in_powers_of_ten(size_bytes: int, expected: str) -> Non
 )
 def test_multiply_adds_are_shown_without_exponents(macs: int, expected: str) -> None:
     assert format_macs(macs) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("deit.1-3 [/x] é 𝕏", "deit.1-3 [/x] é 𝕏"),
+        ("two\nlines", "two\nlines"),
+        ("\x1b[2J\a\r", "\\x1b[2J\\x07\\r"),
+        ("\ud800", "\\ud800"),
+        ("\u202eevil", "\\u202eevil"),  # it would turn the line around
+    ],
+)
+def test_a_text_from_outside_commands_no_terminal(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    printable(text).encode()

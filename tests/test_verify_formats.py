@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packages import edit
 from test_cli import run
 from test_exporting import FLOAT, HALF, STITCH, export
 from test_exporting import place as place  # a fixture
 
-from klas_zoo.exporters.manifest import NOT_RUN
+from klas_zoo.errors import PackageError
+from klas_zoo.exporters.checking import open_package
+from klas_zoo.runtimes import NOT_RUN
 
 FORMATS = ("torch", "model-package")
 
@@ -50,17 +53,26 @@ def test_a_whole_package_is_run_against_its_stored_answers(form: str, written: d
     assert all(one["verification"]["images"] == 16 for one in found)
 
 
+@pytest.mark.parametrize("form", ["onnx", *FORMATS])
+def test_a_package_whose_files_have_several_names_is_verified(
+    form: str, place: Path, written: dict[str, Path], tmp_path: Path
+) -> None:
+    """Hard links are what backups, image stores and deduplication leave."""
+    if form == "onnx":
+        assert export(place, tmp_path / "first", "--routes", HALF)[0] == 0
+    else:
+        shutil.copytree(written[form], tmp_path / "first")
+    shutil.copytree(tmp_path / "first", tmp_path / "second", copy_function=os.link)
+    for name in ("first", "second"):
+        code, _, error = run("verify", tmp_path / name, "--threads", 1)
+        assert code == 0, error
+
+
 def test_narrow_torch_weights_are_measured_by_their_own_limits(place: Path, tmp_path: Path) -> None:
     assert export(place, tmp_path / "p", "--format", "torch", "--precision", "fp16", "--routes", STITCH)[0] == 0
     code, out, error = run("verify", tmp_path / "p", "--json")
     assert code == 0, error
     assert 0 < json.loads(out)[0]["verification"]["max_abs_difference"] < 0.1
-
-
-def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    change(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def anchor(**changes: Any) -> Callable[[dict[str, Any]], object]:
@@ -70,17 +82,42 @@ def anchor(**changes: Any) -> Callable[[dict[str, Any]], object]:
     return change
 
 
-def test_anchors_that_timm_does_not_know_are_built_and_not_run(torch_package: Path) -> None:
+def test_routes_that_are_recorded_as_verified_and_cannot_be_run_here_fail(torch_package: Path) -> None:
     def without_model(manifest: dict[str, Any]) -> None:
         for one in manifest["family"]["anchors"]:
             del one["model"]
 
     for change, says in ((anchor(model="of_a_newer_timm"), "of_a_newer_timm"), (without_model, "no models of timm")):
         edit(torch_package, change)
-        code, out, _ = run("verify", torch_package, "--json")
+        code, out, error = run("verify", torch_package, "--json")
         found = json.loads(out)
-        assert code == 0 and {one["status"] for one in found} == {NOT_RUN}
-        assert says in found[0]["reason"]
+        assert code == 1 and {one["status"] for one in found} == {NOT_RUN}
+        assert says in found[0]["reason"] and says in error
+        assert "0 verified, 3 not runnable here, 0 failed." in error
+        assert "cannot be verified on this machine, although the package records them as verified" in error
+
+    def unverified(manifest: dict[str, Any]) -> None:
+        for one in manifest["routes"]:
+            one["verification"] = None
+
+    edit(torch_package, unverified)
+    code, _, error = run("verify", torch_package)
+    assert code == 0 and error.strip() == "0 verified, 3 not runnable here, 0 failed."
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_is_verified_is_counted_and_other_files_are_named(
+    form: str, written: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(written[form], tmp_path / "package"))
+    _, _, error = run("verify", folder)
+    assert error.strip() == "3 verified, 0 not runnable here, 0 failed."
+    place = asset(folder) if form == "model-package" else folder
+    (place / "evil.py").touch()
+    (folder / "notes").touch()
+    code, _, error = run("verify", folder)
+    names = ", ".join(sorted(str(path.relative_to(folder)) for path in (place / "evil.py", folder / "notes")))
+    assert code == 0 and f"Not part of the package, and not looked at: {names}." in error
 
 
 def asset(folder: Path) -> Path:
@@ -98,6 +135,22 @@ def linked(place: Path) -> None:
     outside = place.parent.parent / "outside"
     shutil.move(place, outside)
     place.symlink_to(outside)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_flipped_bit_of_any_file_is_found(form: str, written: dict[str, Path], tmp_path: Path) -> None:
+    """A few of each file; benchmarks/fault_injection.py flips 2,000 at random."""
+    folder = Path(shutil.copytree(written[form], tmp_path / "package"))
+    for path in [path for path in sorted(folder.rglob("*")) if path.is_file()]:
+        content = path.read_bytes()
+        for bit in range(0, 8 * len(content), 1 + 8 * len(content) // 23):
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            with pytest.raises(PackageError):
+                open_package(folder)
+        path.write_bytes(content)
+    open_package(folder)
 
 
 TORCH: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -125,7 +178,7 @@ TORCH: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit(f, anchor(arguments={"norm_layer": {"a": 1}})), "what is no number or text"
     ),
     "no arguments": (lambda f: edit(f, anchor(arguments=None)), "an anchor that cannot be understood"),
-    "a newer schema": (lambda f: edit(f, lambda m: m.update(schema_version=2)), "written by a newer klas-zoo"),
+    "a newer schema": (lambda f: edit(f, lambda m: m.update(schema_version=99)), "written by a newer klas-zoo"),
     "an unknown format": (lambda f: edit(f, lambda m: m.update(format="gguf")), "format gguf, which this klas-zoo"),
 }  # fmt: skip
 
@@ -157,11 +210,11 @@ MODEL: dict[str, tuple[Callable[[Path], object], str]] = {
     "a variant more": (
         component(lambda one: one["variants"].update(evil={"ep": "CPUExecutionProvider"})), "the component half does"
     ),
-    "no metadata": (component(lambda one: one.pop("additional_metadata")), "manifest.json cannot be understood"),
+    "no metadata": (component(lambda one: one.pop("additional_metadata")), "manifest.json: routes[1] is not valid"),
     "of somebody else": (lambda f: edit(f, lambda m: m.pop("additional_metadata")), "no model package that klas-zoo"),
     "components that are none": (lambda f: edit(f, lambda m: m.update(components=[])), "no model package that klas"),
     "a newer schema": (
-        lambda f: edit(f, lambda m: m["additional_metadata"].update(schema_version=2)), "written by a newer klas-zoo"
+        lambda f: edit(f, lambda m: m["additional_metadata"].update(schema_version=99)), "written by a newer klas-zoo"
     ),
 }  # fmt: skip
 

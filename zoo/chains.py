@@ -1,114 +1,22 @@
 """A chain: any network seen as stem → block 1 … block n → head.
 
-Everything behind `klas_zoo.architectures` sees networks only in this form.
+`Chain.of` makes one of any network; everything behind this module sees networks only in this form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from math import prod
-from typing import Literal
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from klas_zoo.cutting.parts import cut
+from klas_zoo.cutting.recording import version_of
 from klas_zoo.errors import FamilyError
-from klas_zoo.modes import evaluating
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """What lies where in the features at one position of a chain.
-
-    Attributes:
-        kind: `tokens` (B, P + N, D), prefix tokens first; `maps` (B, D, H, W); `maps_last` (B, H, W, D).
-        width: D, the channels.
-        grid: (H, W); or (N,) of tokens when nobody said how they lie, N of them without the prefix.
-        prefix: P, the number of class, distillation and register tokens.
-    """
-
-    kind: Literal["tokens", "maps", "maps_last"]
-    width: int
-    grid: Shape
-    prefix: int = 0
-
-    @classmethod
-    def of_tokens(cls, shape: Shape, *, grid: Shape | None = None, prefix: int = 0) -> Layout:
-        """Of features (P + N, D), which lie row by row on a grid where there is one."""
-        return cls(kind="tokens", width=shape[1], grid=grid or (shape[0] - prefix,), prefix=prefix)
-
-    @classmethod
-    def of_maps(cls, shape: Shape) -> Layout:
-        """Of features (D, H, W)."""
-        return cls(kind="maps", width=shape[0], grid=shape[1:])
-
-    @classmethod
-    def of_maps_last(cls, shape: Shape) -> Layout:
-        """Of features (H, W, D)."""
-        return cls(kind="maps_last", width=shape[2], grid=shape[:2])
-
-    @classmethod
-    def inferred(cls, shape: Shape) -> Layout:
-        """What a shape alone tells: (N, D) are tokens without a prefix, (D, H, W) are maps."""
-        return cls.of_tokens(shape) if len(shape) == 2 else cls.of_maps(shape)
-
-    @property
-    def vectors(self) -> int:
-        """P + N: how many vectors of D channels an image has here."""
-        return self.prefix + prod(self.grid)
-
-    @property
-    def shape(self) -> Shape:
-        """Of the features, without the batch."""
-        if self.kind == "tokens":
-            return (self.vectors, self.width)
-        return (self.width, *self.grid) if self.kind == "maps" else (*self.grid, self.width)
-
-    def channels_last(self, features: Tensor) -> Tensor:
-        """Features in this layout → (B, P + N, D) or (B, H, W, D)."""
-        return features.permute(0, 2, 3, 1) if self.kind == "maps" else features
-
-    def arrange(self, features: Tensor) -> Tensor:
-        """Features (B, P + N, D) or (B, H, W, D) of another layout on the same grid → this layout."""
-        if self.kind == "tokens":
-            return features.flatten(1, -2)
-        maps = features.unflatten(1, self.grid) if features.ndim == 3 else features
-        # contiguous: convolutions go on in the memory format in which they run inside their own network
-        return maps.permute(0, 3, 1, 2).contiguous() if self.kind == "maps" else maps
-
-    def __str__(self) -> str:
-        """`1 + 14×14 of width 192`."""
-        prefix = f"{self.prefix} + " if self.prefix else ""
-        return f"{prefix}{'×'.join(map(str, self.grid))} of width {self.width}"
-
-
-def mismatch(source: Layout, target: Layout) -> str:
-    """Why no stitching layer can join two positions, a clause; empty where one can."""
-    if source.prefix != target.prefix:
-        return f"prefix tokens (class, distillation, registers) cannot go from {source.prefix} to {target.prefix}"
-    if source.grid == target.grid:
-        return ""
-    # how the tokens lie does not matter to other tokens, one by one they are the same
-    if source.kind == target.kind == "tokens" and source.vectors == target.vectors and 1 in map(
-        len, (source.grid, target.grid)
-    ):
-        return ""
-    return f"features {source} and {target} do not lie on one grid"
-
-
-def mean_pool(features: Tensor, layout: Layout) -> Tensor:
-    """Features (B, …) in any layout → their mean over all positions but prefix tokens, (B, D)."""
-    if layout.kind == "tokens":
-        return features[:, layout.prefix :].mean(1)
-    return features.mean((2, 3) if layout.kind == "maps" else (1, 2))
-
-
-def first_token(features: Tensor, layout: Layout) -> Tensor:
-    """Tokens (B, P + N, D) → the class token (B, D)."""
-    return features[:, 0]
+from klas_zoo.layouts import Layout, Shape, mismatch
+from klas_zoo.layouts import first_token as first_token
+from klas_zoo.layouts import mean_pool as mean_pool
 
 
 class Chain(nn.Module):
@@ -119,14 +27,15 @@ class Chain(nn.Module):
         blocks: each features → features; n of them.
         head: features → logits (B, classes).
         input_shape: (C, H, W) of one image.
-        layout: the shape of features without the batch → what lies where in them. Default: tokens
-            without a prefix and on no known grid, or maps (D, H, W).
+        layout: the shape of features without the batch → what lies where in them; or the layouts after the
+            stem and after each block. Default: tokens without a prefix and on no known grid, or maps (D, H, W).
         pool: features and their layout → (B, D), what a linear probe reads. Default: the mean over
             tokens (none of the prefix) or positions.
 
     Raises:
         FamilyError: no blocks, features that are neither tokens nor maps or not laid out as
-            `layout` says, or a head that does not give one row of logits an image.
+            `layout` says, or a head that does not give one row of logits an image; a part that gives several
+            tensors, changes the features it is given, or shares weights with another part.
     """
 
     def __init__(
@@ -136,7 +45,7 @@ class Chain(nn.Module):
         head: nn.Module,
         *,
         input_shape: Shape,
-        layout: Callable[[Shape], Layout] = Layout.inferred,
+        layout: Callable[[Shape], Layout] | Sequence[Layout] = Layout.inferred,
         pool: Callable[[Tensor, Layout], Tensor] = mean_pool,
     ) -> None:
         super().__init__()
@@ -147,23 +56,72 @@ class Chain(nn.Module):
         self.head = head
         self.pool = pool
         self.input_shape = tuple(input_shape)
+        self._refuse_shared_weights()
         self.shapes, self.classes = self._trace()
-        self.layouts = tuple(map(layout, self.shapes))
+        self.layouts = tuple(map(layout, self.shapes)) if callable(layout) else tuple(layout)
         for found, said in zip(self.shapes, self.layouts, strict=True):
             if said.shape != found:
                 raise FamilyError(f"Features of shape {found} are not laid out as {said.kind}, {said}.")
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Tensor | Shape) -> Chain:
+        """Any network as a chain: of timm, of torchvision, or of your own. The chain shares its weights.
+
+        torch.fx records one forward pass; the network is cut where all data pass through one tensor
+        of tokens or maps. A block is a module that the network repeats, as far as there are such.
+        On other images than `example` the chain is checked to compute bit for bit what the model does.
+
+        Args:
+            model: images (B, C, H, W) → logits (B, classes); its mode and its state stay as they are.
+            example: images (B, C, H, W) of the size the chain will take, one or more, on the model's device;
+                or that size alone, (C, H, W).
+
+        Raises:
+            FamilyError: it cannot be recorded or has no seams; says why and what to change.
+        """
+        if not isinstance(example, Tensor):
+            like = next(model.parameters(), torch.empty(0))
+            example = torch.zeros(1, *example, device=like.device, dtype=like.dtype)
+        if example.ndim != 4:
+            raise FamilyError(f"An example is a batch of images (B, C, H, W), not {tuple(example.shape)}.")
+        training = model.training
+        with torch.inference_mode(False), evaluating(model):
+            parts = cut(model, example, training=training)
+        return cls(
+            parts.stem,
+            parts.blocks,
+            parts.head,
+            input_shape=tuple(example.shape[1:]),
+            layout=parts.layouts,
+            pool=parts.pool,
+        )
+
+    def _refuse_shared_weights(self) -> None:
+        """A route may run one part without the other, and tuning would change both."""
+        blocks = {f"block {number}": block for number, block in enumerate(self.blocks, start=1)}
+        parts = {"the stem": self.stem, **blocks, "the head": self.head}
+        owners: dict[Tensor, str] = {}
+        for name, part in parts.items():
+            for weight, tensor in part.named_parameters():
+                if (owner := owners.setdefault(tensor, name)) != name:
+                    raise FamilyError(
+                        f"{name[0].upper()}{name[1:]} shares its weight {weight} with {owner}: give each part its own "
+                        "(copy.deepcopy), or put both into one block."
+                    )
 
     @torch.no_grad()
     def _trace(self) -> tuple[tuple[Shape, ...], int]:
         """Shapes without the batch after the stem and after each block, and the number of classes."""
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         shapes: list[Shape] = []
+        features = torch.zeros(1, *self.input_shape, device=device)
         with evaluating(self):
-            for features in self.walk(torch.zeros(1, *self.input_shape, device=device)):
+            for place, part in enumerate((self.stem, *self.blocks)):
+                features = _applied(part, features, f"Block {place}" if place else "The stem")
                 shapes.append(tuple(features.shape[1:]))
                 if features.ndim not in (3, 4):
                     raise FamilyError(f"Blocks must give tokens (N, D) or maps (D, H, W), not {shapes}.")
-            logits = self.head(features)
+            logits = _applied(self.head, features, "The head")
         if logits.ndim != 2:
             raise FamilyError(f"A head must give logits (classes,) for an image, not {tuple(logits.shape[1:])}.")
         return tuple(shapes), logits.shape[1]
@@ -193,6 +151,48 @@ class Chain(nn.Module):
             yield features
 
 
+class WrongShape(FamilyError):
+    """A part of a chain cannot take what comes before it; the message names the part and the shape."""
+
+
+def _applied(part: nn.Module, features: Tensor, name: str) -> Tensor:
+    """
+    Raises:
+        WrongShape: the part does not take features of this shape, or gives no tensor.
+        FamilyError: it changes the features it is given.
+    """
+    shape, version = tuple(features.shape[1:]), version_of(features)
+    try:
+        found = part(features)
+    except (AssertionError, RuntimeError, ValueError, IndexError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        what = "images" if name == "The stem" else "features"
+        raise WrongShape(f"{name} does not take {what} {shape}: {reason}") from error
+    if not isinstance(found, Tensor):
+        raise WrongShape(
+            f"{name} gives a {type(found).__name__} for {shape}, not one tensor: a seam is one tensor, so concatenate "
+            "them, or put the blocks between which several tensors pass into one."
+        )
+    if version_of(features) != version and name != "The stem":
+        raise FamilyError(
+            f"{name} changes the features it is given in place, and routes that branch give them to two blocks: build "
+            "it with inplace=False, or let it clone them first."
+        )
+    return found
+
+
 def can_stitch(source: Chain, i: int, target: Chain, j: int) -> bool:
     """Whether a stitching layer can turn features after block i of `source` into those after block j of `target`."""
     return not mismatch(source.layouts[i], target.layouts[j])
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Puts a module into evaluation mode and every part of it back into its own mode afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training

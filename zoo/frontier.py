@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 def frontier(
     items: Iterable[Item], cost: Callable[[Item], float], accuracy: Callable[[Item], float]
 ) -> list[Item]:
-    """The non-dominated items, from cheap to dear: each costs more and is better than the one before.
+    """The non-dominated items, from small to large: each costs more and is better than the one before.
 
     Of equal items the first stays.
     """
@@ -23,33 +23,33 @@ def frontier(
     return kept
 
 
-def area(points: Sequence[tuple[float, float]], cheapest: tuple[float, float], dearest: tuple[float, float]) -> float:
+def area(points: Sequence[tuple[float, float]], smallest: tuple[float, float], largest: tuple[float, float]) -> float:
     """Area under the frontier as a step function, both axes scaled to the anchors' values.
 
-    The KLAS paper's formula is not public. Ours: cost runs from the cheapest anchor (0) to the
-    dearest (1), accuracy likewise; at each cost stands the best accuracy that cost can buy. 1 would be
-    the dearest anchor's accuracy at the cheapest anchor's cost; routes better than the dearest
+    The KLAS paper's formula is not public. Ours: cost runs from the smallest anchor (0) to the
+    largest (1), accuracy likewise; at each cost stands the best accuracy that cost can buy. 1 would be
+    the largest anchor's accuracy at the smallest anchor's cost; routes better than the largest
     anchor can lift it above 1.
 
     Args:
         points: (cost, accuracy) of any routes; dominated ones change nothing.
-        cheapest, dearest: (cost, accuracy) of the two anchors that span the range.
+        smallest, largest: (cost, accuracy) of the two anchors that span the range.
 
     Raises:
         ValueError: the anchors span no range of cost or accuracy.
     """
-    low, high = cheapest[0], dearest[0]
-    floor, span = cheapest[1], dearest[1] - cheapest[1]
+    low, high = smallest[0], largest[0]
+    floor, span = smallest[1], largest[1] - smallest[1]
     if not (high > low and span > 0):
-        raise ValueError(f"no range to scale to between {cheapest} and {dearest}")
-    inside = [(c, a) for c, a in (*points, cheapest, dearest) if c <= high]
+        raise ValueError(f"no range to scale to between {smallest} and {largest}")
+    inside = [(c, a) for c, a in (*points, smallest, largest) if c <= high]
     steps = frontier(inside, lambda p: p[0], lambda p: p[1])
     edges = [(max(c, low), (a - floor) / span) for c, a in steps] + [(high, 0.0)]
     return sum(height * (after - before) / (high - low) for (before, height), (after, _) in pairwise(edges))
 
 
 def above_the_line(
-    points: Sequence[tuple[float, float]], cheap: tuple[float, float], dear: tuple[float, float], buckets: int
+    points: Sequence[tuple[float, float]], small: tuple[float, float], large: tuple[float, float], buckets: int
 ) -> tuple[int, int]:
     """In how many cost buckets between two anchors a route beats the straight line between them.
 
@@ -58,9 +58,9 @@ def above_the_line(
     """
     best: dict[int, float] = {}
     for cost, accuracy in points:
-        share = (cost - cheap[0]) / (dear[0] - cheap[0])
+        share = (cost - small[0]) / (large[0] - small[0])
         if 0 < share < 1:
-            margin = accuracy - (cheap[1] + share * (dear[1] - cheap[1]))
+            margin = accuracy - (small[1] + share * (large[1] - small[1]))
             bucket = min(int(share * buckets), buckets - 1)
             best[bucket] = max(best.get(bucket, margin), margin)
     return sum(margin > 0 for margin in best.values()), len(best)

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from klas_zoo.chains import evaluating
 from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
-from klas_zoo.modes import evaluating
 from klas_zoo.routes import Seam
 from klas_zoo.supernet import Supernet
 

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 Direction = Literal["up", "down", "both"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
-"""Of stitches: from the cheaper anchor to the dearer one, the other way, or both."""
+"""Of stitches: from the smaller anchor to the larger one, the other way, or both."""
 
 
 @dataclass(frozen=True, order=True)
@@ -29,8 +29,8 @@ class Segment:
     last: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.first <= self.last:
-            raise ValueError(f"a segment runs forward from block 1 or later, not {self}")
+        if not self.anchor or not 1 <= self.first <= self.last:
+            raise ValueError(f"a segment names its anchor and runs forward from block 1 or later, not {self}")
 
     def __str__(self) -> str:
         return f"{self.anchor}.{self.first}-{self.last}"

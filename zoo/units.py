@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from klas_zoo.errors import BadQuantity
 
-_NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Zµμ]*)\s*", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(r"\s*((?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)\s*([a-zA-Zµμ]*)\s*", re.ASCII | re.IGNORECASE)
 _MILLISECONDS = {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "μs": 1e-3, "ms": 1.0, "s": 1e3}
 _BYTES = {
     "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9,
@@ -73,3 +73,13 @@ def format_macs(macs: float) -> str:
 def _decimals(value: float) -> int:
     """How many decimals show three significant digits; 12 at most."""
     return min(12, max(0, 2 - math.floor(math.log10(value)))) if value > 0 else 3
+
+
+def printable(text: str) -> str:
+    """A text from outside as terminals can show it: control characters and halves of characters as escapes.
+
+    Line breaks stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)

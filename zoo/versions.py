@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
-PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "fvcore", "numpy")
+PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "fvcore", "numpy")
 
 
 def versions() -> dict[str, str]:
@@ -14,12 +14,13 @@ def versions() -> dict[str, str]:
 
 
 def versions_of(*packages: str) -> dict[str, str]:
-    """Installed versions, of klas-zoo too."""
-    return {name: _version(name) for name in ("klas-zoo", *packages)}
+    """Installed versions, of klas-zoo too; what is not installed is left out."""
+    found = {name: _version(name) for name in ("klas-zoo", *packages)}
+    return {name: version for name, version in found.items() if version is not None}
 
 
-def _version(package: str) -> str:
+def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return None

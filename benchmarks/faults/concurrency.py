@@ -114,7 +114,7 @@ def _register(registry: Registry, family: str, name: str, folder: Path) -> int:
         engines.append(
             made_up.new_engine(file, f"{name}-{index}", 50.0 + index, latencies=1.0 + index, family=family)
         )
-    number = registry.register(made_up.build(family=family, command=name), engines)
+    number = made_up.register(registry, made_up.build(family=family, command=name), engines)
     for engine in engines:
         engine.file.unlink()
     return number

@@ -56,7 +56,7 @@ def full_disk(folder: Path, stride: int) -> Figure:
     with _small_disk(folder) as disk:
         if disk is None:
             return _skipped("full disk", wanted, "mounting a tmpfs needs root")
-        for free in range(0, 80, stride):
+        for free in range(0, 140, stride):
             root = disk / "registry"
             registry = made_up.filled_registry(root)
             move_tag(registry, "deit-micro@prod")
@@ -84,7 +84,7 @@ def _register_many(registry: Registry, folder: Path) -> None:
         file = folder / f"engine{index}"
         file.write_bytes(os.urandom(30_000))
         engines.append(made_up.new_engine(file, f"new{index}"))
-    registry.register(made_up.build(command="x" * 20_000), engines)
+    made_up.register(registry, made_up.build(command="x" * 20_000), engines)
 
 
 def _losses(registry: Registry, before: list[Any], now: str) -> Iterator[str]:
@@ -176,7 +176,7 @@ def clock_backwards(folder: Path) -> Figure:
         "import sys; sys.path.insert(0, sys.argv[1]); import made_up\n"
         "from pathlib import Path; from klas_zoo.registry import Registry; from klas_zoo.registry import tags, upkeep\n"
         "registry = Registry.open(sys.argv[2], create=False); new = Path(sys.argv[2]) / 'new.made-up'\n"
-        "registry.register(made_up.build(started_at=tags.now(), finished_at=tags.now()),"
+        "made_up.register(registry, made_up.build(started_at=tags.now(), finished_at=tags.now()),"
         " [made_up.new_engine(new, 'late')])\n"
         "tags.move_tag(registry, 'deit-micro@prod'); upkeep.collect(registry)\n"
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from typing import Any
 from faults import Figure, Outcome
 
 INPUTS = 100_000
-MOST_BYTES = 10**9
+MOST_BYTES = 5 * 10**8
 
 
 def run(scale: float) -> Outcome:
@@ -32,22 +31,27 @@ def run(scale: float) -> Outcome:
         _python(["-c", write, f"{folder}/package"])
         names = json.loads(_python(["-m", "faults.fuzzing"]))
         work = [[name, str(wanted), folder] for name in names]
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
             found = list(pool.map(lambda words: json.loads(_python(["-m", "faults.fuzzing", *words])), work))
+    return Outcome(figures=_figures(found, wanted), numbers={
+        "inputs": sum(one["inputs"] for one in found), "targets": found, "seconds": time.perf_counter() - started,
+        "seed": 0,
+    })  # fmt: skip
+
+
+def _figures(found: list[dict[str, Any]], wanted: int) -> tuple[Figure, ...]:
     thrown = sum(one["inputs"] for one in found)
     crashes = [f"{one['target']}: {one['crash']}" for one in found if one["crash"] and not one["hang"]]
     hangs = [f"{one['target']}: {one['crash']}" for one in found if one["hang"]]
-    memory = max(one["peak_memory_bytes"] for one in found)
+    added = max(one["peak_memory_bytes"] - one["peak_memory_before_bytes"] for one in found)
+    most = max(one["peak_memory_bytes"] for one in found)
     of_each = ", ".join(f"{one['target']} {one['inputs']:,}" for one in found)
-    return Outcome(
-        figures=(
-            Figure(name="inputs", wanted=f"{INPUTS:,}", measured=f"{thrown:,}: {of_each}", kept=thrown >= wanted),
-            Figure(name="tracebacks", wanted="0", measured="; ".join(crashes) or "0", kept=not crashes),
-            Figure(name="hangs (10 s of the processor)", wanted="0", measured="; ".join(hangs) or "0", kept=not hangs),
-            Figure(name="peak memory of any process, torch included", wanted="< 1 GB",
-                   measured=f"{memory / 1e6:.0f} MB", kept=memory < MOST_BYTES),
-        ),
-        numbers={"inputs": thrown, "targets": found, "seconds": time.perf_counter() - started, "seed": 0},
+    return (
+        Figure(name="inputs", wanted=f"{INPUTS:,}", measured=f"{thrown:,}: {of_each}", kept=thrown >= wanted),
+        Figure(name="tracebacks", wanted="0", measured="; ".join(crashes) or "0", kept=not crashes),
+        Figure(name="hangs (10 s of the processor)", wanted="0", measured="; ".join(hangs) or "0", kept=not hangs),
+        Figure(name="memory that inputs add to a process", wanted="< 500 MB", kept=added < MOST_BYTES,
+               measured=f"at most {added / 1e6:.0f} MB; with torch and what was made before, {most / 1e6:.0f} MB"),
     )  # fmt: skip
 
 
@@ -81,7 +85,9 @@ def _worker(name: str, inputs: int, folder: Path) -> Any:
 
 
 def _peak_memory_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # not getrusage, which also counts what the process that started this one had
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from toys import write_images
 
 from faults import Figure, Outcome
-from klas_zoo.building import engines
+from klas_zoo.building import engine_stages, engines
 from klas_zoo.building.job import build
 from klas_zoo.building.settings import BuildSettings
 from klas_zoo.chains import Chain
@@ -43,7 +43,9 @@ from klas_zoo.data.loading import load_data
 from klas_zoo.exporters.to_onnx import RouteExporter
 from klas_zoo.families.anchors import Family
 from klas_zoo.profiles.devices import resolve_device
-from klas_zoo.progress.listeners import Nobody
+from klas_zoo.profiles.latency import measure_engine
+from klas_zoo.profiles.timing import Method
+from klas_zoo.progress.listeners import Listener, NullListener
 from klas_zoo.registry import Registry
 from klas_zoo.registry.checking import check
 from klas_zoo.registry.store import check_file
@@ -85,17 +87,15 @@ class _Head(nn.Module):
 def run(scale: float) -> Outcome:
     torch.set_num_threads(1)
     # the same measurement, only shorter
-    engines.measure = partial(engines.measure, warmup_ms=1, min_runs=5, min_ms=5)  # type: ignore[assignment]
+    shorten_measurements()
     kills, draw = max(1, round(KILLS * scale)), random.Random(SEED)
     with tempfile.TemporaryDirectory(prefix="klas-zoo-faults-") as place:
         folder = Path(place)
-        write_images(folder / "images" / "train", ("ant", "bee", "cat"), 16, size=(8, 8), seed=1)
-        write_images(folder / "images" / "val", ("ant", "bee", "cat"), 5, size=(8, 8), seed=2)
-        _warm_up()
+        prepare(folder)
         whole = [_undisturbed(folder, number) for number in range(3)]
         lasting = {stage: statistics.median(one[stage] for one in whole) for stage in whole[0]}
-        expected = _state(Registry(folder / "whole-0"))
-        assert expected and expected == _state(Registry(folder / "whole-1")), "an undisturbed build is not repeatable"
+        expected = state(Registry(folder / "whole-0"))
+        assert expected and expected == state(Registry(folder / "whole-1")), "an undisturbed build is not repeatable"
         wrong: list[str] = []
         died_in, late = Counter(dict.fromkeys(lasting, 0)), 0
         for number in range(kills):
@@ -126,12 +126,25 @@ def run(scale: float) -> Outcome:
     )
 
 
+def shorten_measurements() -> None:
+    method = Method(warmup_ms=1, min_runs=5, min_ms=5)
+    for module in (engines, engine_stages):
+        module.measure_engine = partial(measure_engine, method=method)  # type: ignore[assignment]
+
+
+def prepare(folder: Path) -> None:
+    """Images to build with, and all imports."""
+    write_images(folder / "images" / "train", ("ant", "bee", "cat"), 16, size=(8, 8), seed=1)
+    write_images(folder / "images" / "val", ("ant", "bee", "cat"), 5, size=(8, 8), seed=2)
+    _warm_up()
+
+
 def _kill(root: Path, folder: Path, lasting: dict[str, float], draw: random.Random) -> str | None:
     """Starts a build and kills it at a drawn moment; the stage it died in, None where it had ended."""
     shutil.rmtree(root, ignore_errors=True)
     stage = draw.choice(list(lasting))
     after_s = draw.uniform(0, lasting[stage])
-    child = _fork(folder, root)
+    child = fork(folder, root)
     _await(root, stage, child)
     time.sleep(after_s)
     os.kill(child, signal.SIGKILL)  # one that has ended is not waited for yet, so the number is still its own
@@ -148,22 +161,22 @@ def _look_and_resume(root: Path, folder: Path, expected: State) -> list[str]:
     """What is wrong with what a killed build left, and with what the same build then makes of it."""
     wrong = []
     if (root / "registry.sqlite").is_file():
-        left = _state(Registry(root))
+        left = state(Registry(root))
         if left not in ([], expected):
             wrong.append(f"after the kill the registry held {len(left)} engines, not none or all")
         wrong += [f"after the kill: {one}" for one in _findings(Registry(root))]
-    if _finish(folder, root):
+    if finish(folder, root):
         return [*wrong, "the second run failed"]
     registry = Registry(root)
-    if _state(registry) != expected:
+    if state(registry) != expected:
         wrong.append("the registry after the second run is not that of an undisturbed build")
     if len(list((root / "cache").glob("*/.*"))) or list((root / "cache").glob("*/*.unfinished")):
         wrong.append("the second run left something unfinished")
     return wrong + _findings(registry)
 
 
-def _state(registry: Registry) -> State:
-    """All that a registry tells of its engines, but times; and how many builds there were."""
+def state(registry: Registry) -> State:
+    """All that a registry has of its engines, but times; and how many builds there were."""
     with registry.reading() as connection:
         builds = connection.execute("SELECT COUNT(*) FROM builds").fetchone()[0]
     return [
@@ -173,16 +186,16 @@ def _state(registry: Registry) -> State:
 
 
 def _findings(registry: Registry) -> list[str]:
-    """What is wrong with a registry, and files in it that nobody knows and `check` does not see."""
+    """What is wrong with a registry, and packages in it that no build refers to and `check` does not see."""
     found = check(registry)
     wrong = [one.what for one in found if not one.harmless]
-    listed = {one.path for one in registry.engines()}
+    listed = {one.path.parent for one in registry.engines()}
     seen = {one.path for one in found}
-    files = [path for path in (registry.root / "engines").rglob("*") if path.is_file()]
-    wrong += [f"check does not find the orphan {path.name}" for path in files if path not in listed | seen]
+    packages = (registry.root / "packages").glob("*")
+    wrong += [f"check does not find the orphan {path.name}" for path in packages if path not in listed | seen]
     for engine in registry.engines():
         check_file(engine, content=True)
-        if not engine.verification.passed:
+        if engine.verification is None or not engine.verification.passed:
             wrong.append(f"{engine.route} is listed and did not pass")
     return wrong
 
@@ -190,7 +203,7 @@ def _findings(registry: Registry) -> list[str]:
 def _undisturbed(folder: Path, number: int) -> dict[str, float]:
     """Seconds of each stage by the name of its folder in the cache, and of what comes before the first one."""
     root = folder / f"whole-{number}"
-    child, begun = _fork(folder, root), {_START: time.perf_counter()}
+    child, begun = fork(folder, root), {_START: time.perf_counter()}
     while not _ended(child):
         for path in (root / "cache").glob("*"):
             if path.is_dir():  # beside the stages' folders lies a lock
@@ -212,25 +225,25 @@ def _ended(child: int) -> bool:
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _finish(folder: Path, root: Path) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(_fork(folder, root), 0)[1])
+def finish(folder: Path, root: Path) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(fork(folder, root), 0)[1])
 
 
-def _fork(folder: Path, root: Path) -> int:
+def fork(folder: Path, root: Path, listener: Listener | None = None) -> int:
     child = os.fork()
     if child:
         return child
     try:
         # makes torch's pool of threads anew while there is one thread: two that do so at once in a fork abort
         torch.set_num_threads(1)
-        _build(folder, root)
+        _build(folder, root, listener)
         os._exit(0)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
 
 
-def _build(folder: Path, root: Path) -> None:
+def _build(folder: Path, root: Path, listener: Listener | None = None) -> None:
     family = _family()
     data = load_data(folder / "images", sample=None, num_classes=CLASSES, data_config=family.data_config)
     tuning = {"steps": 60, "batch": 8, "init_images": 16, "precision": "fp32"}
@@ -241,12 +254,13 @@ def _build(folder: Path, root: Path) -> None:
         batch=16, latency_batches=(1,), threads=1, workers=0, seed=SEED, checkpoint_s=0.0,
     )  # fmt: skip
     registry = Registry.open(root, create=True)
-    build(family, data, settings, device=resolve_device("cpu"), registry=registry, listener=Nobody())
+    device = resolve_device("cpu")
+    build(family, data, settings, device=device, registry=registry, listener=listener or NullListener())
 
 
 def _family() -> Family:
     chains = {}
-    for name, width in (("cheap", 6), ("dear", 12)):
+    for name, width in (("small", 6), ("large", 12)):
         torch.manual_seed(width)
         blocks = [nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(2)]
         chains[name] = Chain(_Stem(width), blocks, _Head(width), input_shape=IMAGE).eval()

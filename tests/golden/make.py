@@ -1,4 +1,4 @@
-"""Writes registry-v<n>.sql beside this file: a registry as this version writes it, for the tests of later ones."""
+"""Writes registry-v<n>.sql beside this file: a registry as this version writes it, for the tests of later versions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
+HARDWARE = "an abacus"
 sys.path.insert(0, str(HERE.parent))
 
 import made_up  # noqa: E402
@@ -20,16 +22,15 @@ from klas_zoo.registry.schema import SCHEMA_VERSION, version_of  # noqa: E402
 def fill(root: Path) -> None:
     """Two builds of one family and device, one of another device; the older one is tagged."""
     registry = Registry.open(root / "registry", create=True)
-    old = made_up.build(command="klas-zoo build --family deit-micro", finished_at="2026-01-01T00:00:00+00:00")
-    registry.register(old, [made_up.new_engine(root / "old", "old", 60.0, 4.0)])
-    registry.register(
-        made_up.build(),
-        [
-            made_up.new_engine(root / name, name, 70.0 + 5 * i, (made_up.latency(1.0 + i), _batch_8(5.0 + i)))
-            for i, name in enumerate(("tiny", "small", "base"))
-        ],
-    )
-    registry.register(made_up.build(device="a100"), [made_up.new_engine(root / "tiny", "tiny", device="a100")])
+    old = _build(command="klas-zoo build --family deit-micro", finished_at="2026-01-01T00:00:00+00:00")
+    made_up.register(registry, old, [made_up.new_engine(root / "old", "old", 60.0, (_latency(4.0),))])
+    engines = [
+        made_up.new_engine(root / name, name, 70.0 + 5 * i, (_latency(1.0 + i), _batch_8(5.0 + i)))
+        for i, name in enumerate(("tiny", "small", "base"))
+    ]
+    made_up.register(registry, _build(), engines)
+    on_a100 = made_up.new_engine(root / "tiny", "tiny", latencies=(_latency(1.0),), device="a100")
+    made_up.register(registry, _build(device="a100"), [on_a100])
     tags.now = lambda: "2026-01-03T00:00:00+00:00"
     tags.move_tag(registry, "deit-micro@prod")
     tags.move_tag(registry, "deit-micro@prod", build_id=1)
@@ -37,8 +38,16 @@ def fill(root: Path) -> None:
     tags.delete_tag(registry, "deit-micro@gone")
 
 
+def _build(**changes: Any) -> made_up.BuildRecord:
+    return made_up.build(hardware=HARDWARE, **changes)
+
+
+def _latency(p50_ms: float, **changes: Any) -> made_up.LatencyRecord:
+    return made_up.latency(p50_ms, hardware=HARDWARE, **changes)
+
+
 def _batch_8(p50_ms: float) -> made_up.LatencyRecord:
-    return made_up.latency(p50_ms, batch=8, shape=(8, 3, 8, 8))
+    return _latency(p50_ms, batch=8, shape=(8, 3, 8, 8))
 
 
 def main() -> None:

@@ -1,18 +1,19 @@
 """What stages of builds gave, on disk, each under a key made of everything that determines it.
 
-    <registry>/cache/<stage>/<key>/              a complete result; `stage.json` says what made it
-    <registry>/cache/<stage>/<key>.unfinished/   what an interrupted stage goes on from
+    <registry>/cache/<stage>/<key>/              a complete result; `stage.json` says what made it, and the
+                                                 size and SHA-256 of its files
+    <registry>/cache/<stage>/<key>.unfinished/   what an interrupted stage resumes from
     <registry>/cache/<stage>/<key>.lock          held by the process that works on it
     <registry>/cache/in-use.lock                 held by every build that runs, together
 
-A result is written beside its place and renamed, so it is there as a whole or not at all. The folder
+A result is written beside its place and renamed, so it is there as a whole or not at all; it is compared with
+its note before it is used. The folder
 may be deleted whenever no build is running: builds then start from their beginning. `collect` deletes
-what no registered build was made from and nobody used for a while.
+what no registered build was made from and no build has used for a while.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -26,9 +27,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from klas_zoo.errors import RegistryError
-from klas_zoo.files import make_directory, sync_directory
+from klas_zoo.files import locked, make_directory, replacing, sealed, sha256_of, share_like, sync_directory, unsealed
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1: files without hashes, which are not believed
+NOTE = "stage.json"
 _IN_USE = "in-use.lock"
 _ENTRY = re.compile(r"\.?([0-9a-f]{32})(\..+)?")  # whatever lies here for a key: result, checkpoint, lock, leftovers
 Json = Mapping[str, Any]
@@ -42,7 +44,7 @@ def content_key(inputs: Json) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Unused:
-    """A result that nobody needs, with the checkpoint and the lock of its key where there are any."""
+    """A result that is not needed, with the checkpoint and the lock of its key where there are any."""
 
     stage: str
     key: str
@@ -60,17 +62,28 @@ class Cache:
         return self.root / stage.replace(" ", "-") / key
 
     def unfinished(self, stage: str, key: str) -> Path:
-        """A folder for what a stage needs to go on after an interruption; may not exist."""
+        """A folder for what a stage needs to resume after an interruption; may not exist."""
         return self.folder(stage, f"{key}.unfinished")
 
     def facts(self, stage: str, key: str) -> dict[str, Any] | None:
-        """What was noted with the result; None where there is no result that this version reads."""
-        try:
-            found = json.loads((self.folder(stage, key) / "stage.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None  # what cannot be read is as good as not there
-        readable = isinstance(found, dict) and found.get("schema_version") == SCHEMA_VERSION
-        return found if readable else None
+        """What was noted with the result; None where there is no result that this version reads.
+
+        Besides what the stage noted: `files`, size and SHA-256 of each by its name, and `result`, a SHA-256 of all.
+        """
+        return read_note(self.folder(stage, key))
+
+    def damage(self, stage: str, key: str) -> str | None:
+        """The first file of a result that is not what was written; None where all are. Reads all of them."""
+        folder = self.folder(stage, key)
+        noted = (read_note(folder) or {}).get("files", {})
+        for name, entry in noted.items():
+            try:
+                same = _entry(folder / name) == entry
+            except OSError:
+                same = False
+            if not same:
+                return str(name)
+        return None
 
     def used(self, stage: str, key: str) -> None:
         """Notes that a result was used now."""
@@ -87,13 +100,17 @@ class Cache:
         target = self.folder(stage, key)
         make_directory(target.parent)
         for left in target.parent.glob(f".{key}.*"):
-            shutil.rmtree(left)  # of a process that died here; whoever lives holds the lock, and that is us
+            shutil.rmtree(left)  # of a process that died here: a living one would hold the lock that this one holds
         temporary = target.parent / f".{key}.part"
         temporary.mkdir()
         try:
             yield temporary
-            note = {"schema_version": SCHEMA_VERSION, "stage": stage, "key": key, **facts()}
-            (temporary / "stage.json").write_text(json.dumps(note, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            files = _entries(temporary)
+            note = {"schema_version": SCHEMA_VERSION, "stage": stage, "key": key, "files": files, **facts()}
+            note["result"] = content_key({name: entry["sha256"] for name, entry in files.items()})
+            (temporary / NOTE).write_text(sealed(note), encoding="utf-8")
+            for path in (temporary, *temporary.rglob("*")):
+                self._share(path)
             _sync(temporary)
             if target.exists():
                 target.rename(target.parent / f".{key}.old")
@@ -112,27 +129,31 @@ class Cache:
         """
         folder = self.folder(stage, key)
         make_directory(folder.parent)
-        with _locked(folder.parent / f"{key}.lock", fcntl.LOCK_EX, on_wait):
+        self._share(folder.parent)
+        with locked(folder.parent / f"{key}.lock", on_wait=on_wait) as lock:
+            self._share(Path(lock.name))
             yield
 
     @contextmanager
     def in_use(self, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Keeps `collect` away while a build runs; builds do not keep one another away."""
         make_directory(self.root)
-        with _locked(self.root / _IN_USE, fcntl.LOCK_SH, on_wait):
+        self._share(self.root)
+        with locked(self.root / _IN_USE, shared=True, on_wait=on_wait) as lock:
+            self._share(Path(lock.name))
             yield
 
     def collect(
         self, needed: Callable[[], Collection[str]], *, unused_s: float, dry_run: bool = False
     ) -> list[Unused]:
-        """Deletes what nobody needs, and nobody made or used in the last `unused_s` seconds.
+        """Deletes what is not needed and was neither made nor used in the last `unused_s` seconds.
 
         Args:
             needed: gives the keys to keep; asked when no build can register any more.
             dry_run: change nothing, and mind no build.
 
         Raises:
-            RegistryError: a build is running: what it goes on from may not be registered yet.
+            RegistryError: a build is running: what it resumes from may not be registered yet.
         """
         if not self.root.is_dir():
             return []
@@ -144,12 +165,18 @@ class Cache:
                 f"A build is running: results in {self.root} can be deleted when it has ended. None was."
             )
 
-        with _locked(self.root / _IN_USE, fcntl.LOCK_EX, refuse):
+        with locked(self.root / _IN_USE, on_wait=refuse):
             found = self._unused(needed(), unused_s)
             for one in found:
                 for path in self._entries(one.stage)[one.key]:
                     _remove(path)
             return found
+
+    def _share(self, path: Path) -> None:
+        """Whoever may use the registry may use its cache, whatever this process's umask is."""
+        model = self.root.parent / "registry.sqlite"
+        if model.is_file():
+            share_like(path, model)
 
     def _unused(self, needed: Collection[str], unused_s: float) -> list[Unused]:
         before, found = time.time() - unused_s, []
@@ -162,7 +189,7 @@ class Cache:
         return found
 
     def _entries(self, stage: str) -> dict[str, list[Path]]:
-        """What lies there for each key; files of other names are nobody's business here."""
+        """What lies there for each key; other files are ignored."""
         entries: dict[str, list[Path]] = {}
         for path in sorted((self.root / stage).iterdir()):
             if (match := _ENTRY.fullmatch(path.name)) and not path.is_symlink():
@@ -170,23 +197,51 @@ class Cache:
         return entries
 
 
-@contextmanager
-def _locked(file: Path, kind: int, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Holds a lock of fcntl's `kind`; calls `on_wait` once, before it waits for others.
+def read_note(folder: Path) -> dict[str, Any] | None:
+    """What was noted with the result in a folder; None where it is not there, or not what was written."""
+    try:
+        found = unsealed((folder / NOTE).read_bytes())
+    except OSError:
+        return None  # what cannot be read is as good as not there
+    return found if found and found.get("schema_version") == SCHEMA_VERSION else None
 
-    The file stays: a lock on a file that another process has just unlinked would guard nothing.
+
+def registered_packages(folder: Path) -> dict[str, str]:
+    """The digests of packages of the registry that hold files of a result in its folder's place, by their names."""
+    return dict((read_note(folder) or {}).get("registered", {}))
+
+
+def moved_to_registry(folder: Path, digests: Mapping[str, str], gone: Callable[[str], bool]) -> None:
+    """Notes that files of a result are in packages of the registry now, and removes them here.
+
+    Args:
+        digests: of the packages, by their names; `registered_packages` gives them.
+        gone: whether a file of the result is in one of them.
     """
-    with file.open("ab") as lock:
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(lock, kind)
-        try:
-            yield
-        finally:
-            # a forked worker that lives on has the lock too: closing alone would not free it
-            fcntl.flock(lock, fcntl.LOCK_UN)
+    note = read_note(folder)
+    if note is None:
+        return  # the next build makes it again
+    files = {name: entry for name, entry in note["files"].items() if not gone(name)}
+    with replacing(folder / NOTE) as temporary:
+        temporary.write_text(sealed({**note, "files": files, "registered": dict(digests)}), encoding="utf-8")
+    # all that is not noted: a process that died here may have left some
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            with suppress(OSError):  # others are left in it
+                path.rmdir()
+        elif path.relative_to(folder).as_posix() not in (*files, NOTE):
+            path.unlink()
+
+
+def _entries(folder: Path) -> dict[str, dict[str, Any]]:
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _entry(path) for path in found}
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    if path.is_symlink():
+        raise OSError(f"{path} is a link")
+    return {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _size_bytes(path: Path) -> int:

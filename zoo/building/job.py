@@ -1,41 +1,49 @@
 """The main job: from a family and images to registered, verified, timed engines.
 
     family → probes → similarity → selection → initialise → tune → evaluate
-           → export and verify → latency → register
+           → export and verify → latency → cascades → register
 
-Every arrow is a stage whose result is kept; see `klas_zoo.building.pipeline`. Running a build again goes on
+Every arrow is a stage whose result is cached; see `klas_zoo.building.pipeline`. Running a build again resumes
 where it stopped.
 """
 
 from __future__ import annotations
 
+import copy
 import resource
-import shlex
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from klas_zoo.addresses import command_line
 from klas_zoo.building.cache import Cache
-from klas_zoo.building.energy import meter
-from klas_zoo.building.engine_stages import Export, Judge, PredictAnchors, Results, Time, TimeAnchors
+from klas_zoo.building.cascade_stage import FitCascades, may_fit
+from klas_zoo.building.context import BuildContext
+from klas_zoo.building.engine_stages import Export, FrontierStage, PredictAnchors, Results, Time, TimeAnchors
 from klas_zoo.building.engines import RouteResult
-from klas_zoo.building.ground import Ground
 from klas_zoo.building.manifest import manifest
 from klas_zoo.building.pipeline import Outcome, Runner, StageRecord
-from klas_zoo.building.registry_stages import Keep, Register
+from klas_zoo.building.registry_stages import Register
 from klas_zoo.building.selection_stages import LearnProbes, Measure, Select
 from klas_zoo.building.settings import BuildSettings, plain
-from klas_zoo.building.tuning_stages import Evaluate, Initialise, Stitched, Tune
-from klas_zoo.costs.counting import route_costs
-from klas_zoo.costs.predicted import PredictedCosts
+from klas_zoo.building.shipped_stages import Shipped, ShippedRoutes
+from klas_zoo.building.tuning_stages import (
+    Accuracies,
+    Evaluate,
+    Initialise,
+    Stitched,
+    Tune,
+)
+from klas_zoo.costs.predictions import PredictedCosts
 from klas_zoo.data.loading import Data
 from klas_zoo.families.anchors import Family
 from klas_zoo.processes.signals import Signals
 from klas_zoo.processes.team import ALONE, Team
 from klas_zoo.profiles.devices import Device
-from klas_zoo.progress.listeners import Listener, Nobody
+from klas_zoo.profiles.macs import route_costs
+from klas_zoo.profiles.telemetry import energy_meter
+from klas_zoo.progress.listeners import Listener, NullListener
 from klas_zoo.registry import Registry
 from klas_zoo.registry.records import BuildRecord
 from klas_zoo.routes import Seam
@@ -43,9 +51,10 @@ from klas_zoo.selection import Selection
 from klas_zoo.selection.measurements import Measurements
 from klas_zoo.selection.pairs import stitchable_pairs
 from klas_zoo.selection.selectors import find_selector
+from klas_zoo.supernet import Supernet
 from klas_zoo.versions import versions
 
-_WAITING = "Results that nobody needs are being deleted (klas-zoo registry gc); waiting for that."
+_WAITING = "Unused results are being deleted (klas-zoo registry gc); waiting for that."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +89,22 @@ class _Line:
     """The outcomes of a build's stages; engines are the first process's business alone."""
 
     anchors_ms: Outcome[dict[str, float]] | None
-    measured: Outcome[Measurements]
+    measured: Outcome[Measurements] | None
     selection: Outcome[Selection]
-    stitched: Outcome[Stitched]
+    stitched: Outcome[Stitched] | None
     timed: Outcome[Results] | None = None
     registered: Outcome[int] | None = None
 
     @property
     def measurements(self) -> Measurements:
         timed = self.anchors_ms.value if self.anchors_ms else None
-        return replace(self.measured.value, latency_ms=timed)
+        measured = self.measured.value if self.measured else Measurements()
+        return replace(measured, latency_ms=timed)
+
+    @property
+    def unexplained(self) -> dict[Seam, float]:
+        """Empty where the supernet came tuned."""
+        return self.stitched.value.unexplained if self.stitched else {}
 
 
 def build(
@@ -105,40 +120,41 @@ def build(
     signals: Signals | None = None,
     redo: str | None = None,
 ) -> BuildResult | None:
-    """Stitches a family for a device and registers its engines. The family's weights are tuned in place.
+    """Stitches a family for a device and registers its engines. The family itself is not changed: a copy is tuned.
 
     Args:
         costs: predicted latencies on the device, for the frontier and for selectors that go by latency.
         team: the processes that do it together, each of which calls this; only the first gets the result.
-        redo: the name of a stage whose kept result, and that of all after it, is thrown away first.
+        redo: the name of a stage whose cached result, and that of all stages after it, is deleted first.
 
     Raises:
-        Interrupted: a signal came; the same call goes on from there.
+        Interrupted: a signal came; the same call resumes, in this process or another.
+        FamilyError: the family's weights were changed after it was made.
         KlasZooError: any other of its kinds; the registry stays as it was.
     """
     started = _now()
-    if redo is not None:  # a name nobody knows is said before any work
-        plan(family, data, settings, device=device, registry=registry, listener=Nobody(), costs=costs, redo=redo)
-    ground = _ground(family, data, settings, device, team, signals or Signals(), costs)
+    if redo is not None:  # an unknown name is refused before any work
+        plan(family, data, settings, device=device, registry=registry, listener=NullListener(), costs=costs, redo=redo)
+    context = _context(family, data, settings, device, team, signals or Signals(), costs)
     cache = Cache(registry.root / "cache")
-    runner = Runner(cache, listener, team=team, redo=redo, meter=meter(device.torch_device))
+    runner = Runner(cache, listener, team=team, redo=redo, meter=energy_meter(device.torch_device))
 
     def record(key: str) -> BuildRecord:
         return BuildRecord(
             family=family.name, device=device.name, weights=family.weights, dataset=data.description,
-            data_fingerprint=data.test_fingerprint, command=shlex.join(["klas-zoo", *sys.argv[1:]]),
-            settings=plain(ground.settings), versions=versions(), hardware=device.hardware, started_at=started,
-            finished_at=_now(), manifest=manifest(ground, key, runner.records),
+            data_fingerprint=data.test_fingerprint, command=command_line(),
+            settings=plain(context.settings), versions=versions(), hardware=device.hardware, started_at=started,
+            finished_at=_now(), manifest=manifest(context, key, runner.records),
         )  # fmt: skip
 
-    with cache.in_use(lambda: listener.say(_WAITING)) if team.leads else nullcontext():
-        line = _line_up(ground, runner, registry, record)
+    with cache.in_use(lambda: listener.say(_WAITING)) if team.is_main else nullcontext():
+        line = _line_up(context, runner, registry, record)
         if not (line.timed and line.registered):
             return None
         build_id = line.registered.value
         return BuildResult(
-            family=family, data=data, settings=ground.settings, measurements=line.measurements,
-            selection=line.selection.value, unexplained=line.stitched.value.unexplained,
+            family=family, data=data, settings=context.settings, measurements=line.measurements,
+            selection=line.selection.value, unexplained=line.unexplained,
             results=tuple(line.timed.value), costs=costs, record=registry.build(build_id), build_id=build_id,
             stages=tuple(runner.records), peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )  # fmt: skip
@@ -160,52 +176,70 @@ def plan(
     Raises:
         KlasZooError: the build would refuse before its first stage.
     """
-    ground = _ground(family, data, settings, device, ALONE, Signals(), costs)
+    context = _context(family, data, settings, device, ALONE, Signals(), costs)
     runner = Runner(Cache(registry.root / "cache"), listener, dry=True, redo=redo)
-    _line_up(ground, runner, registry, _no_record)
+    _line_up(context, runner, registry, _no_record)
     return runner.records
 
 
-def _ground(
+def _context(
     family: Family, data: Data, settings: BuildSettings, device: Device, team: Team, signals: Signals,
     costs: PredictedCosts | None,
-) -> Ground:  # fmt: skip
+) -> BuildContext:  # fmt: skip
+    family.check_unchanged()
     settings = replace(settings, tuning=settings.tuning.on(device.torch_device))
+    if any(one.device.type != device.torch_device for chain in family.chains.values() for one in chain.parameters()):
+        moved = {name: copy.deepcopy(chain).to(device.torch_device) for name, chain in family.chains.items()}
+        family = replace(family, chains=moved)  # modules move in place, and these are the caller's
     cost_of = route_costs(family)
-    ground = Ground(
+    context = BuildContext(
         family=family, data=data, settings=settings, device=device, cost_of=cost_of, team=team, signals=signals,
         costs=costs,
     )
-    stitchable_pairs(family.chains, ground.macs, settings.selection)
-    for chain in family.chains.values():
-        chain.to(device.torch_device)
-    return ground
+    stitchable_pairs(family.chains, context.macs, settings.selection)
+    return context
 
 
 def _line_up(
-    ground: Ground, runner: Runner, registry: Registry, record: Callable[[str], BuildRecord]
+    context: BuildContext, runner: Runner, registry: Registry, record: Callable[[str], BuildRecord]
 ) -> _Line:
     do = runner.do
-    selector = find_selector(ground.settings.selection.selector)
-    needs = selector.asks_for(ground.settings.selection)
-    by_latency = PredictAnchors(ground) if ground.costs else TimeAnchors(ground, registry)
+    if context.settings.shipped and context.family.supernet is not None:
+        selection = do(ShippedRoutes(context))
+        tuned: Outcome[Supernet] = do(Shipped(context, registry))
+        after = do(Evaluate("evaluate tuned", context, tuned))
+        line = _Line(anchors_ms=None, measured=None, selection=selection, stitched=None)
+        return _finish(context, runner, registry, record, line, tuned, after, after)
+    selector = find_selector(context.settings.selection.selector)
+    needs = selector.asks_for(context.settings.selection)
+    by_latency = PredictAnchors(context) if context.costs else TimeAnchors(context, registry)
     anchors_ms = do(by_latency) if selector.cost == "latency" else None
-    probes = do(LearnProbes(ground)) if needs & {"probes", "calibrated"} else None
-    measured = do(Measure(ground, frozenset(needs - {"latency_ms"}), probes))
-    selection = do(Select(ground, measured, anchors_ms))
-    stitched = do(Initialise(ground, selection))
-    before = do(Evaluate("evaluate untuned", ground, stitched))
-    tuned = do(Tune(ground, stitched))
-    after = do(Evaluate("evaluate tuned", ground, tuned))
+    probes = do(LearnProbes(context)) if "probes" in needs else None
+    measured = do(Measure(context, frozenset(needs - {"latency_ms"}), probes))
+    selection = do(Select(context, measured, anchors_ms))
+    stitched = do(Initialise(context, selection))
+    before = do(Evaluate("evaluate untuned", context, stitched))
+    tuned = do(Tune(context, stitched, registry))
+    after = do(Evaluate("evaluate tuned", context, tuned))
     line = _Line(anchors_ms=anchors_ms, measured=measured, selection=selection, stitched=stitched)
-    if not ground.team.leads:
+    return _finish(context, runner, registry, record, line, tuned, before, after)
+
+
+def _finish(
+    context: BuildContext, runner: Runner, registry: Registry, record: Callable[[str], BuildRecord], line: _Line,
+    tuned: Outcome[Supernet], before: Outcome[Accuracies], after: Outcome[Accuracies],
+) -> _Line:  # fmt: skip
+    """From accuracies to registered engines: the first process's business alone."""
+    do = runner.do
+    if not context.team.is_main:
         return line
     runner.team = ALONE  # the others leave here
-    judged = do(Judge(ground, before, after))
-    exported = do(Export(ground, tuned, judged))
-    timed = do(Time(ground, exported, registry))
-    registered = do(Register(ground, exported, timed, registry, record))
-    do(Keep(ground, tuned, timed, registered, registry))
+    judged = do(FrontierStage(context, before, after))
+    exported = do(Export(context, tuned, judged, registry))
+    timed = do(Time(context, exported, registry))
+    fits = context.settings.cascades and may_fit(context)
+    cascades = do(FitCascades(context, exported, timed, registry)) if fits else None
+    registered = do(Register(context, tuned, exported, timed, cascades, registry, record))
     runner.finish()
     return replace(line, timed=timed, registered=registered)
 

@@ -7,25 +7,28 @@ import socket
 from collections.abc import Iterable
 from typing import Any
 
-from klas_zoo.building.ground import Ground
+from klas_zoo.building.context import BuildContext
 from klas_zoo.building.pipeline import StageRecord
 
 SCHEMA_VERSION = 1
 _OF_A_STAGE = ("started_at", "finished_at", "seconds", "passes", "energy_joules", "checkpoints")
 
 
-def manifest(ground: Ground, key: str, stages: Iterable[StageRecord]) -> dict[str, Any]:
+def manifest(context: BuildContext, key: str, stages: Iterable[StageRecord]) -> dict[str, Any]:
     """As JSON can hold it.
 
     Args:
         key: of the registered result; two builds of one key have the same weights.
         stages: that came before; what was kept has the times of the run that made it.
     """
-    family, data, settings = ground.family, ground.data, ground.settings
+    family, data, settings = context.family, context.data, context.settings
     return {
         "schema_version": SCHEMA_VERSION,
         "key": key,
-        "anchors": {name: {"sha256": sha256} for name, sha256 in family.anchor_fingerprints.items()},
+        "anchors": {
+            name: {"sha256": sha256, "checkpoint": family.checkpoints.get(name)}
+            for name, sha256 in family.anchor_fingerprints.items()
+        },
         "architecture_sha256": family.architecture,
         "data": {
             "description": data.description,
@@ -37,14 +40,14 @@ def manifest(ground: Ground, key: str, stages: Iterable[StageRecord]) -> dict[st
         "machine": {
             "host": socket.gethostname(),
             "system": platform.platform(),
-            "device": ground.device.hardware,
-            "processes": ground.team.size,
+            "device": context.device.hardware,
+            "processes": context.team.size,
         },
         "stages": [stage_json(one) for one in stages],
     }
 
 
 def stage_json(stage: StageRecord) -> dict[str, Any]:
-    """Its name, key and timings; energy in joules is null where nobody measured it."""
+    """Its name, key and timings; energy in joules is null where it was not measured."""
     facts = {name: stage.facts[name] for name in _OF_A_STAGE if name in stage.facts}
     return {"stage": stage.name, "key": stage.key, "status": stage.status, **facts}

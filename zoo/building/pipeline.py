@@ -1,7 +1,9 @@
-"""How the stages of a build are done: taken from the cache where they were done before, else run and kept.
+"""How the stages of a build are done: taken from the cache where they were done before, else run and cached.
 
 A stage says what determines its result; its key is a hash of that and of the keys of the results
-it is made from. So a changed setting redoes what depends on it, and nothing else.
+it is made from. So a changed setting redoes what depends on it, and nothing else. A cached result is used where its
+files are those that were written, and where the results it was made from are those that are there now: a stage that
+was done again and gave something else redoes what depends on it too.
 """
 
 from __future__ import annotations
@@ -32,11 +34,13 @@ class Outcome(Generic[T]):
     """What a stage gave. The value is loaded when it is first asked for.
 
     Raises:
-        NotDone: nobody knows yet; only in a dry run.
+        NotDone: it is not known yet; only in a dry run.
     """
 
-    def __init__(self, key: str | None, load: Callable[[], T], folder: Path | None = None) -> None:
-        self._key, self._load, self._folder = key, load, folder
+    def __init__(
+        self, key: str | None, load: Callable[[], T], folder: Path | None = None, digest: str | None = None
+    ) -> None:
+        self._key, self._load, self._folder, self._digest = key, load, folder, digest
 
     @property
     def key(self) -> str:
@@ -44,6 +48,13 @@ class Outcome(Generic[T]):
         if self._key is None:
             raise NotDone
         return self._key
+
+    @property
+    def digest(self) -> str:
+        """Of the value itself: another run of the same stage may give another one, as where latencies are measured."""
+        if self._digest is None:
+            raise NotDone
+        return self._digest
 
     @property
     def folder(self) -> Path:
@@ -111,6 +122,11 @@ class Stage(ABC, Generic[T]):
         """Whether a kept result is still worth something."""
         return True
 
+    def made_from(self) -> list[str]:
+        """The digests of the results that the stage reads: of all outcomes it holds."""
+        held = (one for value in vars(self).values() for one in (value if isinstance(value, tuple) else (value,)))
+        return [one.digest for one in held if isinstance(one, Outcome)]
+
     @property
     def key(self) -> str:
         return content_key({"stage": self.name, "version": self.version, **self.inputs()})
@@ -120,12 +136,12 @@ class Stage(ABC, Generic[T]):
 class StageRecord:
     """What became of a stage; `seconds` and `passes` are those of the run that made the result.
 
-    `status` in a dry run: `kept`, `goes on` (was interrupted) or `to do`; else `kept` or `done`.
+    `status` in a dry run: `cached`, `resumes` (was interrupted) or `to do`; else `cached` or `done`.
     """
 
     name: str
     key: str | None
-    status: Literal["kept", "goes on", "to do", "done"]
+    status: Literal["cached", "resumes", "to do", "done"]
     seconds: float = 0.0
     passes: dict[str, float] = field(default_factory=dict)
     facts: Json = field(default_factory=dict)
@@ -163,17 +179,17 @@ class Runner:
         key = stage.key
         folder = self.cache.folder(stage.name, key)
         with self._alone(stage, key):
-            if self._redoing and self.team.leads:
+            if self._redoing and self.team.is_main:
                 shutil.rmtree(folder, ignore_errors=True)
                 shutil.rmtree(self.cache.unfinished(stage.name, key), ignore_errors=True)
-            facts = self.team.tell(self._facts(stage, key) if self.team.leads else None)
+            facts = self.team.broadcast(self._facts(stage, key) if self.team.is_main else None)
             if facts is None:
                 return self._run(stage, key)
-        if self.team.leads:
+        if self.team.is_main:
             self.cache.used(stage.name, key)
-        self.listener.kept(stage.name, facts["seconds"])
-        self._note(stage, key, "kept", facts)
-        return Outcome(key, lambda: stage.load(folder), folder)
+        self.listener.cached(stage.name, facts["seconds"])
+        self._note(stage, key, "cached", facts)
+        return Outcome(key, lambda: stage.load(folder), folder, facts["result"])
 
     def finish(self) -> None:
         """Checks that what was to be redone is there at all.
@@ -190,7 +206,8 @@ class Runner:
             value = stage.run(self._work(stage, key, {}))
         except NotDone:
             return Outcome(None, _not_done)
-        return Outcome(stage.identity(value, key), lambda: value)
+        identity = stage.identity(value, key)
+        return Outcome(identity, lambda: value, digest=identity)
 
     def _foresee(self, stage: Stage[T]) -> Outcome[T]:
         try:
@@ -198,14 +215,17 @@ class Runner:
         except NotDone:
             self.records.append(StageRecord(name=stage.name, key=None, status="to do"))
             return Outcome(None, _not_done)
-        facts = None if self._redoing else self._facts(stage, key)
+        try:
+            facts = None if self._redoing else self._facts(stage, key)
+        except NotDone:  # what it is made from is made anew, and may be something else then
+            facts = None
         if facts is None:
             started = self.cache.unfinished(stage.name, key).exists() and not self._redoing
-            self.records.append(StageRecord(name=stage.name, key=key, status="goes on" if started else "to do"))
+            self.records.append(StageRecord(name=stage.name, key=key, status="resumes" if started else "to do"))
             return Outcome(key, _not_done)
-        self._note(stage, key, "kept", facts)
+        self._note(stage, key, "cached", facts)
         folder = self.cache.folder(stage.name, key)
-        return Outcome(key, lambda: stage.load(folder), folder)
+        return Outcome(key, lambda: stage.load(folder), folder, facts["result"])
 
     def _run(self, stage: Stage[T], key: str) -> Outcome[T]:
         passes: dict[str, float] = {}
@@ -216,6 +236,7 @@ class Runner:
             used = self._meter()
             return {
                 "inputs": stage.inputs(),
+                "made_from": stage.made_from(),
                 "started_at": began,
                 "finished_at": _now(),
                 "seconds": round(time.perf_counter() - started, 3),
@@ -228,18 +249,18 @@ class Runner:
         seed_everything(mixed(int(key[:8], 16), self.team.rank))
         folder = self.cache.folder(stage.name, key)
         value: list[T] = []
-        if self.team.leads:
+        if self.team.is_main:
             with self.cache.storing(stage.name, key, facts) as place:
                 value.append(stage.run(replace(self._work(stage, key, passes), folder=place, notes=notes)))
                 stage.save(value[0], place)
         elif stage.together:
             value.append(stage.run(self._work(stage, key, passes)))
-        self.team.wait()
-        noted = self._facts(stage, key)
+        self.team.barrier()
+        noted = self.cache.facts(stage.name, key)
         if noted is None:
             raise KlasZooError(f"{folder} is not there: all machines of a build must see the registry's folder.")
         self._note(stage, key, "done", noted)
-        return Outcome(key, lambda: value[0] if value else stage.load(folder), folder)
+        return Outcome(key, lambda: value[0] if value else stage.load(folder), folder, noted["result"])
 
     def _work(self, stage: Stage[T], key: str, passes: dict[str, float]) -> Work:
         @contextmanager
@@ -254,15 +275,20 @@ class Runner:
 
     def _facts(self, stage: Stage[T], key: str) -> dict[str, Any] | None:
         facts = self.cache.facts(stage.name, key)
-        return facts if facts and stage.holds(self.cache.folder(stage.name, key)) else None
+        if facts is None or facts["made_from"] != stage.made_from():
+            return None
+        if damaged := self.cache.damage(stage.name, key):
+            self.listener.say(f"The cached result of '{stage.name}' is damaged ({damaged}): it is made again.")
+            return None
+        return facts if stage.holds(self.cache.folder(stage.name, key)) else None
 
     def _alone(self, stage: Stage[T], key: str) -> AbstractContextManager[None]:
-        if not self.team.leads:
+        if not self.team.is_main:
             return _nothing()
         waiting = f"Another process is at '{stage.name}' of the same build; waiting for it."
         return self.cache.working(stage.name, key, lambda: self.listener.say(waiting))
 
-    def _note(self, stage: Stage[T], key: str, status: Literal["kept", "done"], facts: Json) -> None:
+    def _note(self, stage: Stage[T], key: str, status: Literal["cached", "done"], facts: Json) -> None:
         self.records.append(
             StageRecord(
                 name=stage.name, key=key, status=status, seconds=facts["seconds"], passes=facts["passes"], facts=facts

@@ -12,59 +12,85 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from klas_zoo.building.engines import RouteResult
+from klas_zoo.building.engines import EngineResult, RouteResult, is_verified
 from klas_zoo.building.job import BuildResult
 from klas_zoo.building.manifest import stage_json
+from klas_zoo.building.registry_stages import preprocessing_json
 from klas_zoo.files import replacing
 from klas_zoo.frontier import above_the_line, area
+from klas_zoo.progress.tables import Column, new_table
+from klas_zoo.registry import Registry
 from klas_zoo.selection.candidates import Candidate
 from klas_zoo.selection.selectors import find_selector
 from klas_zoo.units import format_latency, format_macs, format_size
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CostOf = Callable[[RouteResult], float]
 
 
-def write_report(result: BuildResult, folder: Path) -> list[Path]:
-    """Writes `report.json`, `manifest.json` and `frontier.png`; gives their paths."""
+def write_report(result: BuildResult, folder: Path, registry: Registry) -> list[Path]:
+    """Writes `report.json`, `report.html`, `manifest.json` and `frontier.png`; gives their paths."""
     from klas_zoo.building.plot import draw
+    from klas_zoo.page.contents import build_contents
+    from klas_zoo.page.writing import write_page
 
-    report, picture, origin = folder / "report.json", folder / "frontier.png", folder / "manifest.json"
-    for target, content in ((report, to_json(result)), (origin, manifest_json(result))):
+    found = to_json(result)
+    report, page, origin, picture = (
+        folder / name for name in ("report.json", "report.html", "manifest.json", "frontier.png")
+    )
+    for target, content in ((report, found), (origin, manifest_json(result))):
         with replacing(target) as file:
             file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     with replacing(picture) as file:
         draw(result, file)
-    return [report, origin, picture]
+    write_page(build_contents(registry, result.build_id, found), page)
+    return [report, page, origin, picture]
 
 
-def frontier_table(result: BuildResult) -> Table:
-    """The routes on the frontier and the anchors, from cheap to dear."""
+def frontier_table(result: BuildResult, wide: bool = False) -> Table:
+    """The routes on the frontier and the anchors, from small to large; one row for each engine."""
     title = f"Frontier of {result.family.name} on {result.record.device}"
-    table = Table(title=title + (" — RANDOM WEIGHTS" if result.family.weights == "random" else ""))
-    table.add_column("route")
-    for heading in ("MACs", "parameters", "top-1 untuned", "top-1", "p50", "p99", "size", "max |Δ|", "top-1 agrees"):
-        table.add_column(heading, justify="right")
+    columns = [
+        Column(heading=""), Column(heading="route", name=True), Column(heading="MACs", number=True, spare=True),
+        Column(heading="untuned", number=True, spare=True), Column(heading="top-1", number=True),
+        Column(heading="engine"), Column(heading="p50", number=True), Column(heading="p99", number=True, wide=True),
+        Column(heading="size", number=True), Column(heading="max |Δ|", number=True, wide=True),
+        Column(heading="agrees", number=True, spare=True),
+    ]  # fmt: skip
+    table = []
     for one in result.results:
-        if not (one.on_frontier or one.route.is_anchor):
-            continue
-        checked = one.verification
-        style = "bold" if one.route.is_anchor else "red" if one.rejected else ""
-        latency = one.latencies[0] if one.latencies else None
-        table.add_row(
-            f"{one.route}{'' if one.on_frontier else ' (dominated)'}",
-            format_macs(one.cost.macs),
-            format_macs(one.cost.parameters),
-            f"{one.top1_before:.1f} %",
-            f"{one.top1:.1f} %",
-            _latency_cell(one),
-            format_latency(latency.p99_ms) if latency else "",
-            format_size(one.size_bytes) if one.size_bytes else "",
-            f"{checked.max_abs_difference:.1e}" if checked else "",
-            f"{100 * checked.top1_agreement:.2f} %" if checked else "",
-            style=style,
-        )
-    return table
+        if one.wanted:
+            mark = "*" if one.on_frontier else ""
+            route = (mark, str(one.route), format_macs(one.cost.macs), f"{one.top1_before:.1f} %", f"{one.top1:.1f} %")
+            rows = [_engine_cells(one, engine) for engine in one.engines] or [("", _latency_cell(one), *[""] * 4)]
+            for number, cells in enumerate(rows):
+                engine = one.engines[number] if one.engines else None
+                style = "red" if engine and not engine.exists else "bold" if one.route.is_anchor else ""
+                first = route if number == 0 else ("", "", "", "", _own_top1(engine))
+                table.append(([*first, *cells], style))
+    loud = " — RANDOM WEIGHTS" if result.family.weights == "random" else ""
+    return new_table(
+        title + loud, columns, table, wide=wide, caption="*: on the frontier of accuracy over multiply-adds"
+    )
+
+
+def _engine_cells(one: RouteResult, engine: EngineResult) -> tuple[str, ...]:
+    """What it is, p50, p99, size, largest difference and agreement with torch."""
+    checked = engine.verification
+    latency = engine.latencies[0] if engine.latencies else None
+    return (
+        engine.precision if engine.runtime == "onnxruntime" else f"{engine.precision} {engine.runtime}",
+        format_latency(latency.p50_ms) if latency else engine.status if not is_verified(engine) else _latency_cell(one),
+        format_latency(latency.p99_ms) if latency else "",
+        format_size(engine.size_bytes) if engine.exists else "",
+        f"{checked.max_abs_difference:.1e}" if checked else "",
+        f"{100 * checked.top1_agreement:.2f} %" if checked else "",
+    )
+
+
+def _own_top1(engine: EngineResult | None) -> str:
+    known = engine.verification.top1 if engine and engine.verification else None
+    return "" if known is None else f"{known:.1f} %"
 
 
 def _latency_cell(one: RouteResult) -> str:
@@ -82,33 +108,38 @@ def _kind(result: BuildResult) -> str:
 
 def selection_table(result: BuildResult) -> Table:
     """The chosen stitches with every number that led to the choice."""
-    selector = find_selector(result.selection.settings.selector)
+    selector = find_selector("all" if result.settings.shipped else result.selection.settings.selector)
     chosen = sorted(result.selection.chosen, key=lambda c: (c.source, c.target, c.bucket, c.score or 0.0))
     terms = list(chosen[0].terms)
     by_macs = result.selection.unit == "multiply-adds"
     caption = f"score: {selector.formula}; lower is better" if selector.formula else selector.description
-    table = Table(title=f"Stitches chosen by {selector.name}", caption=caption)
-    table.add_column("stitch")
+    title = f"Stitches chosen by {selector.name}"
+    if result.settings.shipped:
+        title, caption = f"Stitches of the tuned supernet that comes with {result.family.name}", ""
     scored = ("score",) if selector.formula else ()
-    for heading in ("bucket", "MACs" if by_macs else "predicted ms", *terms, *scored, "because", "unexplained"):
-        table.add_column(heading, justify="right")
+    numbers = ("bucket", "MACs" if by_macs else "predicted ms", *terms, *scored, "because", "unexplained")
+    rows = []
     for one in chosen:
         price = format_macs(one.cost) if by_macs else f"{one.cost:.3g}"
-        numbers = [f"{one.terms[term]:.4f}" for term in terms] + ([f"{one.score:.3f}"] if scored else [])
-        left = f"{result.unexplained[one.seam]:.1%}"
-        table.add_row(str(one.route), str(one.bucket), price, *numbers, one.reason, left)
-    return table
+        values = [f"{one.terms[term]:.4f}" for term in terms] + ([f"{one.score:.3f}"] if scored else [])
+        left = f"{result.unexplained[one.seam]:.1%}" if one.seam in result.unexplained else ""
+        rows.append(([str(one.route), str(one.bucket), price, *values, one.reason, left], ""))
+    spare = {*terms, "unexplained"}
+    columns = [Column(heading="stitch", name=True)]
+    columns += [Column(heading=one, number=True, spare=one in spare) for one in numbers]
+    return new_table(title, columns, rows, caption=caption)
 
 
 def summary(result: BuildResult) -> Group:
     """Areas, the straight lines between anchors, and anchors before and after."""
     lines = [
-        "Area under the frontier, accuracy over MACs (1 = the dearest anchor's accuracy at the cheapest's cost): "
+        "Area under the frontier, accuracy over MACs (1 = the largest anchor's accuracy at the smallest's cost): "
         f"{_shown(areas(result)['macs_untuned'])} untuned, {_shown(areas(result)['macs'])} tuned; "
         f"over {_kind(result)} p50 latency: {_shown(areas(result)['latency'])}."
     ]
     if result.costs:
-        lines.append(f"{result.costs.describe()} The frontier is drawn over them.")
+        over = "them" if result.costs.tell_routes_apart else "multiply-adds"
+        lines.append(f"{result.costs.describe()} The frontier is drawn over {over}.")
     for source, target in result.selection.pairs:
         above, held = buckets_above_line(result, source, target)
         lines.append(
@@ -117,10 +148,15 @@ def summary(result: BuildResult) -> Group:
         )
     anchors = ", ".join(f"{a.route} {a.top1_before:.1f} → {a.top1:.1f} %" for a in result.anchors)
     lines.append(f"Anchors before and after tuning: {anchors}.")
-    rejected = [Text(f"Not registered: {one.rejected}", style="red") for one in result.results if one.rejected]
+    rejected = [
+        Text(f"Not registered: {one.route} in {engine.precision}: {engine.reason}", style="red")
+        for one in result.results
+        for engine in one.engines
+        if not engine.exists
+    ]
     loud = []
     if result.family.weights == "random":
-        loud = [Text("RANDOM WEIGHTS: nobody trained these networks; accuracies mean nothing.", style="bold red")]
+        loud = [Text("RANDOM WEIGHTS: these networks are untrained; accuracies mean nothing.", style="bold red")]
     return Group(*(Text(line) for line in lines), *rejected, *loud)
 
 
@@ -128,20 +164,17 @@ def times(result: BuildResult) -> Table:
     """Where the time went, stage by stage; what was kept took its time in an earlier run."""
     total = sum(one.seconds for one in result.stages if one.status == "done")
     kept = sum(one.seconds for one in result.stages) - total
-    table = Table(
-        title=f"{total:.0f} s, and {kept:.0f} s in earlier runs; peak memory {format_size(result.peak_memory_bytes)}"
-    )
-    table.add_column("stage")
-    for heading in ("seconds", "share", "energy"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+    rows = []
     for one in result.stages:
-        share = f"{one.seconds / total:.0%}" if one.status == "done" and total else "kept"
+        share = f"{one.seconds / total:.0%}" if one.status == "done" and total else "cached"
         joules, wrote = one.facts.get("energy_joules"), one.facts.get("checkpoints")
         energy = f"{joules / 3600:.1f} Wh" if joules is not None else ""
         remark = f"{wrote['count']} checkpoints, {wrote['seconds']:.1f} s" if wrote else ""
-        table.add_row(one.name, f"{one.seconds:.1f}", share, energy, remark)
-    return table
+        rows.append(([one.name, f"{one.seconds:.1f}", share, energy, remark], ""))
+    numbers = [Column(heading=one, number=True) for one in ("seconds", "share", "energy")]
+    columns = [Column(heading="stage", name=True), *numbers, Column(heading="")]
+    title = f"{total:.0f} s, and {kept:.0f} s in earlier runs; peak memory {format_size(result.peak_memory_bytes)}"
+    return new_table(title, columns, rows)
 
 
 def areas(result: BuildResult) -> dict[str, float | None]:
@@ -180,7 +213,9 @@ def to_json(result: BuildResult) -> dict[str, Any]:
             f"{f}:{g}": dict(zip(("above", "occupied"), buckets_above_line(result, f, g), strict=True))
             for f, g in result.selection.pairs
         },
+        "preprocessing": preprocessing_json(result.family.data_config),
         "seconds": result.seconds,
+        "stages": [stage_json(one) for one in result.stages],
         "peak_memory_bytes": result.peak_memory_bytes,
     }
 
@@ -220,7 +255,10 @@ def _candidate_json(one: Candidate) -> dict[str, Any]:
 
 
 def _route_json(one: RouteResult) -> dict[str, Any]:
-    return {**asdict(one), "route": str(one.route), "segments": one.route.to_json()}
+    """All fields; beside the list of engines also the numbers of the one that stands for the route."""
+    engine = asdict(one.engine) if one.engine else {"verification": None, "latencies": [], "size_bytes": None}
+    shown = {name: engine[name] for name in ("verification", "latencies", "size_bytes")}
+    return {**asdict(one), **shown, "rejected": one.rejected, "route": str(one.route), "segments": one.route.to_json()}
 
 
 def _area(results: Any, cost: CostOf, accuracy: CostOf) -> float | None:

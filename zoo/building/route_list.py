@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from klas_zoo.chains import Chain
-from klas_zoo.costs.counting import part_costs, route_costs
 from klas_zoo.data.loading import load_data
 from klas_zoo.errors import SelectionError
 from klas_zoo.families.anchors import Family, load_family
 from klas_zoo.families.specs import FamilySpec
-from klas_zoo.profiles.macs import Cost
+from klas_zoo.profiles.macs import RouteCost, part_costs, route_costs
+from klas_zoo.progress.tables import Column, new_table
 from klas_zoo.routes import Route
 from klas_zoo.selection import select
 from klas_zoo.selection.candidates import Candidate, SelectionSettings
 from klas_zoo.selection.latency_cost import latency_cost
-from klas_zoo.selection.measurements import Measurements, Need
-from klas_zoo.selection.measuring import Stage, measure
+from klas_zoo.selection.measurements import SEAM_NEEDS, Measurements, Need
+from klas_zoo.selection.measuring import Progress, images_of, measure, seams_of
 from klas_zoo.selection.pairs import stitchable_pairs
 from klas_zoo.selection.probes import ProbeSettings
 from klas_zoo.selection.selectors import find_selector
-from klas_zoo.selection.streams import images_of
 from klas_zoo.tuning.settings import PRESETS
 from klas_zoo.units import format_macs
 
@@ -37,7 +35,7 @@ class ListedRoute:
     """An anchor (`candidate` None) or a chosen stitch."""
 
     route: Route
-    cost: Cost
+    cost: RouteCost
     candidate: Candidate | None
 
     def to_json(self) -> dict[str, Any]:
@@ -65,7 +63,8 @@ def list_routes(
     root: Path,
     data: Path | None = None,
     weights: Path | None = None,
-    stage: Stage,
+    classes: Sequence[str] | None = None,
+    stage: Progress,
     say: Callable[[str], None],
 ) -> list[ListedRoute]:
     """All anchors and the stitches a selector chooses, by multiply-adds. Downloads nothing.
@@ -75,7 +74,7 @@ def list_routes(
 
     Args:
         root: the registry's folder.
-        data, weights: as a build takes them.
+        data, weights, classes: as a build takes them.
 
     Raises:
         SelectionError: nothing that was measured, and nothing to measure it on.
@@ -83,9 +82,11 @@ def list_routes(
     needs = find_selector(settings.selector).asks_for(settings)
     anew = data is not None or weights is not None
     family = None if anew else load_family(spec, random_weights=True)
-    measured = Measurements() if not needs else _stored(root, family, needs, say) if family is not None else None
+    measured = None if anew else Measurements()
+    if family is not None and needs:
+        measured = _stored(root, family, needs, settings, say)
     if measured is None:
-        family, measured = _measured(spec, settings, needs, data, weights, stage, say)
+        family, measured = _measured(spec, settings, needs, data, weights, classes, stage, say)
     assert family is not None
     return _chosen(family, settings, measured)
 
@@ -108,28 +109,31 @@ def _measured(
     needs: Set[Need],
     data: Path | None,
     weights: Path | None,
-    stage: Stage,
+    classes: Sequence[str] | None,
+    stage: Progress,
     say: Callable[[str], None],
 ) -> tuple[Family, Measurements]:
     """Takes the measurements now."""
     if "latency_ms" in needs:
         raise SelectionError(
             f"{settings.selector} needs the latencies of {spec.name}'s anchors, which only a build measures: run "
-            f"klas-zoo build --family {spec.name} first."
+            f"klas-zoo build --family {spec.argument} first."
         )
     at_hand = weights is not None or all(anchor.checkpoint is not None for anchor in spec.anchors)
     if not at_hand or (data is None and spec.sample is None):
+        way = "" if settings.direction == spec.direction else f" --direction {settings.direction}"
         raise SelectionError(
-            f"{settings.selector} needs measurements of {spec.name}, and no build has left any: run klas-zoo build "
-            f"--family {spec.name} --selector {settings.selector} first, or say --data and --weights."
+            f"{settings.selector} needs measurements of {spec.name} that no build has taken: run klas-zoo build "
+            f"--family {spec.argument} --selector {settings.selector}{way} first, or pass --data and --weights."
         )
     family = load_family(spec, weights_folder=weights)
     cost_of, probing = route_costs(family), ProbeSettings()
     macs: Callable[[Route], float] = lambda route: cost_of(route).macs  # noqa: E731  see _chosen
     stitchable_pairs(family.chains, macs, settings)  # refused before images are read and probes learn
     images = load_data(
-        data, sample=spec.sample, num_classes=family.num_classes, data_config=family.data_config, seed=settings.seed
-    )
+        data, sample=spec.sample, num_classes=family.num_classes, data_config=family.data_config, seed=settings.seed,
+        classes=classes,
+    )  # fmt: skip
     streams = images_of(
         images, probing=probing, batch=100, init_images=PRESETS[spec.preset].init_images, seed=settings.seed
     )
@@ -139,13 +143,19 @@ def _measured(
     return family, found
 
 
-def _stored(root: Path, family: Family, needs: Set[Need], say: Callable[[str], None]) -> Measurements | None:
-    """Of the last build of this family that took everything in `needs`."""
+def _stored(
+    root: Path, family: Family, needs: Set[Need], settings: SelectionSettings, say: Callable[[str], None]
+) -> Measurements | None:
+    """Of the last build of this family that took everything in `needs`, for all pairs and directions asked for."""
     for report in _reports(root):
-        if report["build"]["family"] != family.name or not _same_anchors(report, family.chains):
+        if report["build"]["family"] != family.name or not _same_anchors(report, family):
             continue
-        found = _with_latencies(Measurements.from_json(report["selection"]["measurements"]), report)
-        if all(found.has(need) for need in needs):
+        try:
+            measured = Measurements.from_json(report["selection"]["measurements"])
+        except SelectionError:
+            continue  # of another version, or damaged
+        found = _with_latencies(measured, report)
+        if all(found.has(need) for need in needs) and _covers(found, family, needs, settings):
             made = report["build"]
             loud = ", RANDOM WEIGHTS" if made["weights"] == "random" else ""
             say(f"Scores are those of build {report['build_id']}, {made['finished_at']}{loud}.")
@@ -169,10 +179,21 @@ def _reports(root: Path) -> Iterator[dict[str, Any]]:
             yield report
 
 
-def _same_anchors(report: dict[str, Any], chains: dict[str, Chain]) -> bool:
-    whole = [Route.from_json(one["segments"]) for one in report["routes"]]
-    found = {str(route): route.segments[0].last for route in whole if route.is_anchor}
-    return found == {name: chain.depth for name, chain in chains.items()}
+def _same_anchors(report: dict[str, Any], family: Family) -> bool:
+    """Whether the build's anchors compute the same; builds that were made without a manifest do not say."""
+    return bool(report["build"].get("manifest", {}).get("architecture_sha256") == family.architecture)
+
+
+def _covers(found: Measurements, family: Family, needs: Set[Need], settings: SelectionSettings) -> bool:
+    """Whether what is measured for each seam was measured for all that can be chosen now."""
+    of_seams = [getattr(found, need) for need in needs & SEAM_NEEDS]
+    if not of_seams:
+        return True
+    if settings.pairs is None and not found.has("outputs"):
+        return False
+    cost_of = route_costs(family)
+    wanted = seams_of(family.chains, found, lambda route: cost_of(route).macs, settings)
+    return all(values.keys() >= set(wanted) for values in of_seams)
 
 
 def _with_latencies(found: Measurements, report: dict[str, Any]) -> Measurements:
@@ -189,21 +210,17 @@ def _with_latencies(found: Measurements, report: dict[str, Any]) -> Measurements
 
 
 def routes_table(listed: list[ListedRoute], settings: SelectionSettings) -> Table:
-    """One row a route, from cheap to dear."""
-    table = Table(title=f"Routes of the selector {settings.selector}")
-    table.add_column("route")
-    for heading in ("MACs", "parameters", "bucket", "score", "because"):
-        table.add_column(heading, justify="right")
+    """One row a route, from small to large."""
+    numbers = ("MACs", "parameters", "bucket", "score", "because")
+    rows = []
     for one in listed:
         stitch = one.candidate
         score = stitch.score if stitch and stitch.score is not None else math.nan
-        table.add_row(
-            str(one.route),
-            format_macs(one.cost.macs),
-            format_macs(one.cost.parameters),
-            str(stitch.bucket) if stitch else "",
-            "" if math.isnan(score) else f"{score:.4g}",
+        cells = [
+            str(one.route), format_macs(one.cost.macs), format_macs(one.cost.parameters),
+            str(stitch.bucket) if stitch else "", "" if math.isnan(score) else f"{score:.4g}",
             stitch.reason if stitch else "anchor",
-            style="" if stitch else "bold",
-        )
-    return table
+        ]  # fmt: skip
+        rows.append((cells, "" if stitch else "bold"))
+    columns = [Column(heading="route", name=True), *(Column(heading=one, number=True) for one in numbers)]
+    return new_table(f"Routes of the selector {settings.selector}", columns, rows)

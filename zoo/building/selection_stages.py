@@ -2,8 +2,8 @@
 
     probes → similarity → selection
 
-What stages do lies in modules of their own. In these stands what determines each one's result, and how
-the result is kept.
+What stages do lies in modules of their own. These state what determines each one's result, and how the
+result is kept.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from klas_zoo.building.cache import Json, content_key
-from klas_zoo.building.ground import Ground
-from klas_zoo.building.keeping import read_json, write_json, write_tensors
+from klas_zoo.building.context import BuildContext
+from klas_zoo.building.keeping import read_json, write_json
 from klas_zoo.building.pipeline import Outcome, Stage, Work
 from klas_zoo.building.settings import plain
-from klas_zoo.costs.counting import part_costs
+from klas_zoo.profiles.macs import part_costs
 from klas_zoo.routes import Route
 from klas_zoo.selection import Selection, select
 from klas_zoo.selection.latency_cost import latency_cost
-from klas_zoo.selection.measurements import Measurements, Need
+from klas_zoo.selection.measurements import SEAM_NEEDS, Measurements, Need
 from klas_zoo.selection.measuring import learn_probes, measure
 from klas_zoo.selection.probes import Probes
+from klas_zoo.tensors import write_tensors
 
 
 class LearnProbes(Stage[dict[str, Probes]]):
@@ -34,21 +35,21 @@ class LearnProbes(Stage[dict[str, Probes]]):
     name = "probes"
     together = True
 
-    def __init__(self, ground: Ground) -> None:
-        self.ground = ground
+    def __init__(self, context: BuildContext) -> None:
+        self.context = context
 
     def inputs(self) -> Json:
-        ground = self.ground
+        context = self.context
         return {
-            "anchors": ground.anchors(),
-            "images": ground.training_images(),
-            "settings": plain(ground.settings.probes),
+            "anchors": context.anchors(),
+            "images": context.training_images(),
+            "settings": plain(context.settings.probes),
         }
 
     def run(self, work: Work) -> dict[str, Probes]:
-        ground = self.ground
+        context = self.context
         return learn_probes(
-            ground.family.chains, ground.streams(), ground.settings.probes, stage=work.watch, team=work.team
+            context.family.chains, context.streams(), context.settings.probes, stage=work.watch, team=work.team
         )
 
     def save(self, result: dict[str, Probes], folder: Path) -> None:
@@ -57,8 +58,8 @@ class LearnProbes(Stage[dict[str, Probes]]):
 
     def load(self, folder: Path) -> dict[str, Probes]:
         found = {}
-        for name, chain in self.ground.family.chains.items():
-            found[name] = Probes(chain).to(self.ground.device.torch_device).eval()
+        for name, chain in self.context.family.chains.items():
+            found[name] = Probes(chain).to(self.context.device.torch_device).eval()
             found[name].load_state_dict(load_file(folder / f"{name}.safetensors"))
         return found
 
@@ -68,25 +69,28 @@ class Measure(Stage[Measurements]):
 
     name = "similarity"
 
-    def __init__(self, ground: Ground, needs: frozenset[Need], probes: Outcome[dict[str, Probes]] | None) -> None:
-        self.ground, self.needs, self.probes = ground, needs, probes
+    def __init__(
+        self, context: BuildContext, needs: frozenset[Need], probes: Outcome[dict[str, Probes]] | None
+    ) -> None:
+        self.context, self.needs, self.probes = context, needs, probes
 
     def inputs(self) -> Json:
-        ground, settings = self.ground, self.ground.settings
+        context, settings = self.context, self.context.settings
         return {
-            "anchors": ground.anchors(),
-            "images": ground.training_images(),
+            "anchors": context.anchors(),
+            "images": context.training_images(),
             "probes": self.probes.key if self.probes else None,
             "needs": sorted(self.needs),
             "pairs": plain(settings.selection.pairs),
+            "direction": settings.selection.direction if self.needs & SEAM_NEEDS else None,
             "batch": settings.batch,
             "init_images": settings.tuning.init_images if self.needs & {"residual", "accuracy", "output_kl"} else None,
         }
 
     def run(self, work: Work) -> Measurements:
-        ground, settings = self.ground, self.ground.settings
+        context, settings = self.context, self.context.settings
         return measure(
-            ground.family.chains, self.needs, ground.streams(), ground.macs, settings.selection,
+            context.family.chains, self.needs, context.streams(), context.macs, settings.selection,
             probing=settings.probes, probes=self.probes.value if self.probes else None, stage=work.watch,
             warn=work.listener.say,
         )  # fmt: skip
@@ -105,20 +109,20 @@ class Select(Stage[Selection]):
     instant = True
 
     def __init__(
-        self, ground: Ground, measured: Outcome[Measurements], anchors_ms: Outcome[dict[str, float]] | None
+        self, context: BuildContext, measured: Outcome[Measurements], anchors_ms: Outcome[dict[str, float]] | None
     ) -> None:
-        self.ground, self.measured, self.anchors_ms = ground, measured, anchors_ms
+        self.context, self.measured, self.anchors_ms = context, measured, anchors_ms
 
     def inputs(self) -> Json:
         return {}
 
     def run(self, work: Work) -> Selection:
-        ground, measured, unit = self.ground, self.measured.value, "multiply-adds"
-        cost: Callable[[Route], float] = ground.macs
+        context, measured, unit = self.context, self.measured.value, "multiply-adds"
+        cost: Callable[[Route], float] = context.macs
         if self.anchors_ms is not None:
             measured, unit = replace(measured, latency_ms=self.anchors_ms.value), "ms"
-            cost = ground.costs or latency_cost(part_costs(ground.family), self.anchors_ms.value, ground.macs)
-        found = select(ground.family.chains, measured, cost, ground.settings.selection, unit=unit)
+            cost = context.costs or latency_cost(part_costs(context.family), self.anchors_ms.value, context.macs)
+        found = select(context.family.chains, measured, cost, context.settings.selection, unit=unit)
         for sentence in found.remarks():
             work.listener.say(sentence)
         return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from klas_zoo.cli.options import json_option, registry_option
+from klas_zoo.cli.output import say_json
 
 if TYPE_CHECKING:
     from klas_zoo.profiles.profile import Profile
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 @json_option
 def devices(registry: Path | None, as_json: bool) -> None:
     """Show the devices there are figures of, and the profiles measured on them."""
+    from klas_zoo.hardware import describe_cpu
     from klas_zoo.profiles.catalog import catalog
-    from klas_zoo.profiles.devices import describe_cpu
     from klas_zoo.profiles.store import ProfileStore
     from klas_zoo.registry import default_root
 
@@ -40,9 +40,10 @@ def devices(registry: Path | None, as_json: bool) -> None:
         for name, found in sorted(held.items())
     ]
     if as_json:
-        click.echo(json.dumps(rows, sort_keys=True))
+        say_json(rows)
         return
-    from klas_zoo.cli.tables import devices_table, show
+    from klas_zoo.cli.tables import devices_table
+    from klas_zoo.progress.tables import show
 
     show(devices_table(rows))
 

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
 from klas_zoo.cli.options import json_option
+from klas_zoo.cli.output import say, say_json
 
 if TYPE_CHECKING:
+    from klas_zoo.doctor.checks import Incompatibility
     from klas_zoo.doctor.installation import Installation
 
 
 @click.command()
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Also run a block of a network there in onnxruntime and compare its answer with the CPU's.")
 @json_option
-def doctor(as_json: bool) -> None:
+def doctor(device: str | None, as_json: bool) -> None:
     """Show what is installed, what cannot work together, and what mends it; exit 1 if anything is wrong."""
     from klas_zoo.doctor.checks import SHOWN, diagnose, extras
     from klas_zoo.doctor.installation import read_installation
 
     found = read_installation()
     problems, parts = diagnose(found), extras(found)
+    problems += _trial(device) if device else []
     providers = _providers()
     if as_json:
         shown = {name: found.packages[name] for name in SHOWN if name in found.packages}
@@ -34,27 +37,41 @@ def doctor(as_json: bool) -> None:
             "problems": [asdict(one) for one in problems],
             "extras": [{**asdict(one), "command": one.command} for one in parts],
         }
-        click.echo(json.dumps(answer, sort_keys=True))
+        say_json(answer)
     else:
         for name, value in _facts(found, providers):
-            click.echo(f"{name:<22} {value}")
-        click.echo("")
+            say(f"{name:<22} {value}")
+        say("")
         for part in parts:
             state = f"missing, {part.command} brings {', '.join(part.missing)}" if part.missing else "installed"
-            click.echo(f"[{part.name}] {part.adds}: {state}")
-        click.echo("")
+            say(f"[{part.name}] {part.adds}: {state}")
+        say("")
         for problem in problems:
-            click.echo(f"Problem: {problem.what}\n    {problem.mend}")
+            say(f"Problem: {problem.what}\n    {problem.mend}")
         if not problems:
-            click.echo("Nothing here is known not to work together.")
+            say("Nothing here is known not to work together.")
     if problems:
         click.get_current_context().exit(1)
 
 
+def _trial(device: str) -> list[Incompatibility]:
+    from klas_zoo.doctor.checks import Incompatibility
+    from klas_zoo.runtimes import CPU_PROVIDER, CUDA_PROVIDER
+    from klas_zoo.runtimes.trial import provider_problem
+
+    provider = CUDA_PROVIDER if device == "cuda" else CPU_PROVIDER
+    why = provider_problem(provider)
+    if why is None:
+        return []
+    mend = "mend what is listed above; without anything there: pip install --force-reinstall 'onnxruntime-gpu[cuda,cudnn]'"
+    return [Incompatibility(what=f"onnxruntime's {provider} does not compute here: {why}.", mend=mend)]
+
+
 def _facts(found: Installation, providers: list[str]) -> list[tuple[str, str]]:
     from klas_zoo.doctor.checks import SHOWN
+    from klas_zoo.gpus import why_no_gpu
 
-    compiled = {"torch": found.torch_cuda, "onnxruntime-gpu": found.onnxruntime_cuda}
+    compiled = {"torch": found.torch_cuda, found.onnxruntime_package: found.onnxruntime_cuda}
     rows = [("python", f"{found.python}, {found.system}")]
     for name in SHOWN:
         if name in found.packages:
@@ -65,7 +82,8 @@ def _facts(found: Installation, providers: list[str]) -> list[tuple[str, str]]:
         *rows,
         ("providers", ", ".join(providers) or "onnxruntime cannot be imported"),
         ("NVIDIA driver", f"{found.driver}{newest}" if found.driver else "none"),
-        ("GPUs", ", ".join(found.gpus) or "none"),
+        ("GPUs", ", ".join(found.gpus) or f"none: {why_no_gpu()}"),
+        *([("kernels for", ", ".join(found.kernels))] if found.kernels else []),
     ]
 
 

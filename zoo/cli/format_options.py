@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
+from klas_zoo.cli.options import LocalPath
 from klas_zoo.errors import BadQuantity, UsageError
 from klas_zoo.exporters.formats import DERIVED
 
@@ -18,8 +18,8 @@ _NAMES = {"profiles": "batches", "timing_cache": "timing-cache"}
 def format_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options below to a command; `options_for` takes them off again."""
     for decorate in (
-        click.option("--timing-cache", type=click.Path(path_type=Path, dir_okay=False), help="tensorrt: file to keep its measurements in."),
-        click.option("--plans", multiple=True, type=click.Path(path_type=Path, file_okay=False), help="triton: a package of tensorrt engines to serve, one for each GPU; repeatable."),
+        click.option("--timing-cache", type=LocalPath(dir_okay=False), help="tensorrt: file to keep its measurements in."),
+        click.option("--plans", multiple=True, type=LocalPath(file_okay=False), help="triton: a package of tensorrt engines to serve, one for each GPU; repeatable."),
         click.option("--copy", is_flag=True, help="triton: copies instead of links, for places that keep no links."),
         click.option("--strip", is_flag=True, help="tensorrt: engines without weights, filled from the shared weights file when opened."),
         click.option("--batches", "profiles", multiple=True, metavar="SMALLEST:USUAL:LARGEST", help="tensorrt: batch sizes of an optimisation profile; repeatable.  [default: 1:8:32]"),
@@ -48,8 +48,9 @@ def options_for(form: str, given: dict[str, Any]) -> dict[str, Any]:
     if "profiles" in found:
         found["profiles"] = tuple(map(_batch_range, found["profiles"]))
     if "capabilities" in takes and given["device"]:
-        found["capabilities"] = _capabilities(given.pop("device"))
-        given["device"] = None
+        # the GPUs that engines are for need not be what the family was built for
+        found["capabilities"] = _capabilities(given["device"])
+        given["preferred"], given["device"] = given["device"], None
     return found
 
 
@@ -60,7 +61,7 @@ def _capabilities(text: str) -> tuple[Any, ...]:
 
 
 def _batch_range(text: str) -> Any:
-    from klas_zoo.exporters.plans import BatchRange
+    from klas_zoo.runtimes.plans import BatchRange
 
     try:
         smallest, usual, largest = map(int, text.split(":"))

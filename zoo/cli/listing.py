@@ -7,25 +7,29 @@ from pathlib import Path
 
 import click
 
-from klas_zoo.cli.options import json_option, registry_option
+from klas_zoo.cli.options import json_option, registry_option, wide_option
+from klas_zoo.cli.output import say, say_json
 
 
 @click.command("list")
 @click.option("--family", help="Only this one; or a tag, such as deit@prod.")
 @click.option("--device", help="Only this one.")
 @click.option("--route", help="Only this one.")
+@wide_option
 @registry_option
 @json_option
 def list_engines(
-    family: str | None, device: str | None, route: str | None, registry: Path | None, as_json: bool
+    family: str | None, device: str | None, route: str | None, wide: bool, registry: Path | None, as_json: bool
 ) -> None:
     """Show the registered engines."""
     from klas_zoo.errors import UnknownName
     from klas_zoo.registry import Registry
-    from klas_zoo.registry.latencies import with_profiles
+    from klas_zoo.registry.tags import registered_device
 
     place = Registry.open(registry, create=False)
     engines = place.engines()
+    with place.reading() as connection:
+        device = registered_device(connection, device)
     if family is not None and "@" in family:
         engines, family = place.engines(family), None
     for kind, wanted in (("family", family), ("device", device), ("route", route)):
@@ -33,17 +37,16 @@ def list_engines(
         if wanted is not None and wanted not in known:
             raise UnknownName(kind, wanted, known, "Only what is registered can be listed.")
         engines = [one for one in engines if wanted in (None, str(getattr(one, kind)))]
-    engines = with_profiles(engines, place.root)
     if as_json:
-        click.echo(json.dumps([one.to_json() for one in engines], sort_keys=True))
+        say_json([one.to_json() for one in engines])
         return
     if not engines:
-        click.echo(f"The registry {place.root} is empty: run klas-zoo build first.")
+        say(f"The registry {place.root} is empty: run klas-zoo build, add or install first.")
         return
-    from klas_zoo.cli.tables import engines_table, show
+    from klas_zoo.cli.tables import engines_table
+    from klas_zoo.progress.tables import show
 
-    show(engines_table(engines))
-
+    show(engines_table(engines, wide))
 
 
 @click.command()
@@ -54,7 +57,7 @@ def families(as_json: bool) -> None:
 
     found = builtin_families()
     if as_json:
-        click.echo(
+        say(
             json.dumps(
                 [
                     {
@@ -72,6 +75,6 @@ def families(as_json: bool) -> None:
         )
         return
     for spec in found.values():
-        click.echo(f"{spec.name}: {spec.description}")
-        click.echo(f"    {' < '.join(f'{a.name} ({a.model})' for a in spec.anchors)}")
-    click.echo("A family of your own is a TOML file: klas-zoo build --family mine.toml")
+        say(f"{spec.name}: {spec.description}")
+        say(f"    {' < '.join(f'{a.name} ({a.model})' for a in spec.anchors)}")
+    say("A family of your own is a TOML file: klas-zoo build --family mine.toml")

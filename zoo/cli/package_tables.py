@@ -7,21 +7,26 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from klas_zoo.progress.tables import Column, new_table
+
 if TYPE_CHECKING:
     from klas_zoo.exporters.contract import Verdict
 
 
 def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
     """One row a route: differences to torch, and accuracy where labels were known."""
-    table = Table(title="Engines against torch")
-    table.add_column("route")
-    table.add_column("status")
-    for heading in ("images", "max abs", "allowed", "cosine", "same top-1", "top-1", "torch's"):
-        table.add_column(heading, justify="right")
+    numbers = ("images", "max abs", "allowed", "cosine", "same top-1", "top-1", "torch's")
+    columns = [
+        Column(heading="route", name=True), Column(heading="status"),
+        *(Column(heading=one, number=True, spare=one in ("images", "cosine", "torch's")) for one in numbers),
+    ]  # fmt: skip
+    rows = []
     for one in verdicts:
         found = one.verification
-        cells = [""] * 7
+        status: str = one.status
+        cells = [""] * len(numbers)
         if found is not None:
+            status += ", residual stream in fp32" if found.residual else ""
             cells = [
                 str(found.images),
                 f"{found.max_abs_difference:.2g}",
@@ -31,5 +36,5 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
                 "" if found.top1 is None else f"{found.top1:.2f} %",
                 "" if found.reference_top1 is None else f"{found.reference_top1:.2f} %",
             ]
-        table.add_row(one.artifact.route, one.status, *cells)
-    return table
+        rows.append(([one.artifact.route, status, *cells], ""))
+    return new_table("Engines against torch", columns, rows)

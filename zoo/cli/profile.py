@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from klas_zoo.cli.options import json_option, registry_option
+from klas_zoo.cli.options import LocalPath, Number, json_option, registry_option, seed_option
+from klas_zoo.cli.output import say, say_json
 from klas_zoo.errors import UsageError
+from klas_zoo.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from klas_zoo.profiles.profile import Profile
 
 
@@ -29,7 +32,7 @@ def _batches(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.group(invoke_without_command=True)
 @click.option("--family", help="A built-in family, or a TOML file of your own. Its weights are drawn at random: latency does not depend on them.")
 @click.option("--device", default="cpu", show_default=True, help="What to measure on: cpu, cuda, or the name of the GPU that is there.")
-@click.option("--runtime", type=click.Choice(["onnxruntime", "torch", "tensorrt"]), default="onnxruntime", show_default=True, help="What runs the networks.")
+@click.option("--runtime", type=click.Choice(list(RUNTIMES)), default="onnxruntime", show_default=True, help="What runs the networks.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", show_default=True, help="Of weights and activations.")
 @click.option("--batch", "batches", callback=_batches, default="1", show_default=True, metavar="N[,N...]", help="Batch sizes; a record each.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of a CPU runtime. Default: one for each physical core.")
@@ -42,9 +45,9 @@ def _batches(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--count", is_flag=True, help="Measure nothing; show multiply-adds, parameters, memory traffic and peak activations of every block.")
 @click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Bursts in which each network is timed, in turn with the others.")
 @click.option("--min-runs", type=click.IntRange(min=1), default=100, show_default=True, help="Least runs of each network.")
-@click.option("--min-ms", type=click.FloatRange(min=0), default=1000, show_default=True, help="Least milliseconds each network is timed for.")
-@click.option("--warmup-ms", type=click.FloatRange(min=0), default=200, show_default=True, help="Milliseconds each network runs before.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of which stitches are checked.")
+@click.option("--min-ms", type=Number(min=0), default=1000, show_default=True, help="Least milliseconds each network is timed for.")
+@click.option("--warmup-ms", type=Number(min=0), default=200, show_default=True, help="Milliseconds each network runs before.")
+@seed_option("Of which stitches are checked.")
 @registry_option
 @json_option
 @click.pass_context
@@ -64,41 +67,60 @@ def profile(context: click.Context, /, registry: Path | None, as_json: bool, fam
     if options["count"]:
         _count(spec, as_json)
         return
-    store = ProfileStore.of(registry or default_root())
-    found = _predicted(spec, store, options) if options["predict"] else _measured(spec, options)
-    paths = store.add(found)
+    root = registry or default_root()
+    store = ProfileStore.of(root)
+    paths: list[Path] = []
+
+    def keep(one: Profile) -> None:
+        paths.extend(store.add([one]))
+        _apply(root, [one])
+
+    if options["predict"]:
+        found = _predicted(spec, store, options)
+        for one in found:
+            keep(one)
+    else:
+        found = _measured(spec, options, keep)
     if as_json:
         from klas_zoo.profiles.files import to_json
 
-        click.echo(json.dumps([to_json(one) for one in found], sort_keys=True))
+        say_json([to_json(one) for one in found])
         return
-    from klas_zoo.cli.tables import profile_table, show
+    from klas_zoo.cli.tables import profile_table
+    from klas_zoo.costs.predictions import floor_warning
+    from klas_zoo.progress.tables import show
 
     for one in found:
         show(profile_table(one))
+        if warning := floor_warning(one):
+            say(warning, err=True)
         for warning in one.warnings:
-            click.echo(f"Noisy: {warning}", err=True)
+            say(f"Noisy: {warning}", err=True)
     for path in paths:
-        click.echo(f"Written: {path}")
+        say(f"Written: {path}")
 
 
 def _count(spec: Any, as_json: bool) -> None:
-    from klas_zoo.cli.tables import blocks_table, show
+    from klas_zoo.cli.tables import blocks_table
     from klas_zoo.families.anchors import load_family
     from klas_zoo.profiles.shapes import block_rows, count
+    from klas_zoo.progress.tables import show
 
     family = load_family(spec, random_weights=True)
     rows = block_rows(count(family.chains, family.input_shape))
     if as_json:
-        click.echo(json.dumps(rows, sort_keys=True))
+        say_json(rows)
         return
     show(blocks_table(rows))
 
 
-def _measured(spec: Any, options: dict[str, Any]) -> list[Profile]:
-    from klas_zoo.profiles.devices import resolve_device
+def _measured(spec: Any, options: dict[str, Any], keep: Callable[[Profile], None]) -> list[Profile]:
+    """Each profile is kept as soon as it is measured."""
+    from klas_zoo.profiles.devices import check_provider, resolve_device
 
     device = resolve_device(options["device"])
+    if options["runtime"] == "onnxruntime":  # the others need nothing of it
+        check_provider(device)
     from rich.console import Console
 
     from klas_zoo.costs.profiling import profile_family
@@ -112,19 +134,23 @@ def _measured(spec: Any, options: dict[str, Any]) -> list[Profile]:
         **{name: options[name] for name in names},
         method=Method(**{name: options[name] for name in ("rounds", "min_runs", "min_ms", "warmup_ms")}),
     )
-    check_settings(settings, device.torch_device)
+    check_settings(settings, device.kind)
     chains = load_family(spec, random_weights=True)
-    return profile_family(chains, device, settings, listener=ConsoleListener(Console(stderr=True)))
+    return profile_family(
+        chains, device, settings, listener=ConsoleListener(Console(stderr=True)), on_profile=keep
+    )
 
 
 def _predicted(spec: Any, store: Any, options: dict[str, Any]) -> list[Profile]:
-    from klas_zoo.costs.predicting import predict_profiles
+    from klas_zoo.costs.predictions import predict_profiles
     from klas_zoo.families.anchors import load_family
     from klas_zoo.profiles.catalog import find_spec, unknown
+    from klas_zoo.profiles.devices import device_name
 
-    found = find_spec(options["device"])
+    device = device_name(options["device"])
+    found = find_spec(device)
     if found is None:
-        raise unknown(options["device"])
+        raise unknown(device)
     runtime = "torch-compiled" if options["compiled"] and options["runtime"] == "torch" else options["runtime"]
     return predict_profiles(
         load_family(spec, random_weights=True), found, runtime=runtime, precision=options["precision"],
@@ -133,7 +159,7 @@ def _predicted(spec: Any, store: Any, options: dict[str, Any]) -> list[Profile]:
 
 
 @profile.command("export")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=LocalPath(dir_okay=False))
 @click.option("--family", help="Only of this family.")
 @click.option("--device", help="Only of this device.")
 @click.option("--as", "name", help="Call the device so in the file.")
@@ -145,11 +171,11 @@ def export_profiles(file: Path, registry: Path | None, **options: Any) -> None:
     from klas_zoo.registry import default_root
 
     found = export_file(registry or default_root(), file, **options)
-    click.echo(f"Written: {file}, {len(found)} profile{'s' if len(found) > 1 else ''}: {', '.join(map(str, found))}")
+    say(f"Written: {file}, {len(found)} profile{'s' if len(found) > 1 else ''}: {', '.join(map(str, found))}")
 
 
 @profile.command("import")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=LocalPath(dir_okay=False))
 @click.option("--family", help="Where the profile is of a family of your own: its TOML file.")
 @click.option("--as", "name", help="Call the device so here, as a CPU that is not this machine's has to be.")
 @registry_option
@@ -158,5 +184,19 @@ def import_profiles(file: Path, registry: Path | None, **options: Any) -> None:
     from klas_zoo.costs.exchange import import_file
     from klas_zoo.registry import default_root
 
-    for one, path in import_file(registry or default_root(), file, **options):
-        click.echo(f"{one}: {path}")
+    found = import_file(registry or default_root(), file, **options)
+    _apply(registry or default_root(), [one for one, _ in found])
+    for one, path in found:
+        say(f"{one}: {path}")
+
+
+def _apply(root: Path, profiles: list[Profile]) -> None:
+    """Stores the latencies of registered engines that are in new profiles, where there is a registry."""
+    from klas_zoo.registry import Registry
+    from klas_zoo.registry.database import is_there
+    from klas_zoo.registry.latencies import apply_profiles
+
+    registry = Registry(root)
+    if is_there(registry.database_path):
+        for family, device in sorted({(one.family, one.device) for one in profiles}):
+            apply_profiles(registry, family, device)

@@ -1,15 +1,15 @@
-"""`klas-zoo registry …`: looking after what is registered."""
+"""`klas-zoo registry …`: maintenance of what is registered."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from klas_zoo.cli.options import json_option, registry_option
+from klas_zoo.cli.options import Number, json_option, registry_option
+from klas_zoo.cli.output import say, say_json
 
 if TYPE_CHECKING:
     from klas_zoo.registry.tags import Move
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def registry() -> None:
-    """Check, tidy and tag what is registered."""
+    """Check, clean up and tag what is registered."""
 
 
 @registry.command()
@@ -30,13 +30,13 @@ def builds(registry: Path | None, as_json: bool) -> None:
 
     found = upkeep.builds(Registry.open(registry, create=False))
     if as_json:
-        _print_json([one.to_json() for one in found])
+        say_json([one.to_json() for one in found])
         return
     _table(
         "Builds",
         ("build", "family", "device", "done", "engines", "size", "tags", "state"),
         [
-            (one.number, one.family, one.device, one.finished_at, one.engines, format_size(one.size_bytes),
+            (one.number, one.family, one.device, one.finished_at[:16].replace("T", " "), one.engines, format_size(one.size_bytes),
              " ".join(one.tags), "removed" if one.removed_at else "current" if one.current else "")
             for one in found
         ],
@@ -50,7 +50,7 @@ def builds(registry: Path | None, as_json: bool) -> None:
 def check(sizes_only: bool, registry: Path | None, as_json: bool) -> None:
     """Check every row and every file; exit 1 if any is damaged.
 
-    Files that nobody refers to are shown too, but hurt nobody: a build that was killed leaves some.
+    Files that no build refers to are listed too, but are harmless: a build that was killed leaves some.
     """
     from klas_zoo.registry import Registry, checking
     from klas_zoo.units import format_size
@@ -60,15 +60,16 @@ def check(sizes_only: bool, registry: Path | None, as_json: bool) -> None:
     findings = checking.check(place, content=not sizes_only, on_engine=checked.append)
     damage = [one for one in findings if not one.harmless]
     if as_json:
-        _print_json({"engines": len(checked), "findings": [one.to_json() for one in findings]})
+        say_json({"engines": len(checked), "findings": [one.to_json() for one in findings]})
     else:
         for one in findings:
             where = f": {one.path} ({format_size(one.size_bytes)})" if one.path and one.harmless else ""
-            click.echo(f"{one.kind:10s} {one.what}{where}")
-        advice = " klas-zoo registry gc deletes those." if len(damage) < len(findings) else ""
-        click.echo(
+            say(f"{one.kind:10s} {one.what}{where}")
+        # which refuses to delete anything while something is damaged
+        advice = " klas-zoo registry gc deletes those." if findings and not damage else ""
+        say(
             f"{len(checked)} engines checked: {len(damage)} damaged, dangling, unreadable or unverified; "
-            f"{len(findings) - len(damage)} files nobody refers to.{advice}"
+            f"{len(findings) - len(damage)} not needed.{advice}"
         )
     if damage:
         click.get_current_context().exit(1)
@@ -76,12 +77,12 @@ def check(sizes_only: bool, registry: Path | None, as_json: bool) -> None:
 
 @registry.command()
 @click.option("--old-builds", is_flag=True, help="First remove the builds that are neither current nor tagged.")
-@click.option("--cache-unused", "unused_days", type=click.FloatRange(min=0), metavar="DAYS", help="Also delete results of stages that no registered build was made from and that nobody used for so many days; refused while a build runs.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--cache-unused", "unused_days", type=Number(min=0), metavar="DAYS", help="Also delete results of stages that no registered build was made from and that were not used for this many days; refused while a build runs.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be done.")
 @registry_option
 @json_option
 def gc(old_builds: bool, unused_days: float | None, dry_run: bool, registry: Path | None, as_json: bool) -> None:
-    """Delete files that nobody refers to."""
+    """Delete files and packages that no build refers to; refused while something is damaged."""
     from klas_zoo.building.cache import Cache
     from klas_zoo.registry import Registry, upkeep
     from klas_zoo.units import format_size
@@ -94,20 +95,20 @@ def gc(old_builds: bool, unused_days: float | None, dry_run: bool, registry: Pat
     )  # fmt: skip
     size_bytes = sum(one.size_bytes for one in files) + sum(one.size_bytes for one in unused)
     if as_json:
-        _print_json(
+        say_json(
             {"builds": [one.number for one in removed], "files": [str(one.path) for one in files],
              "results": [f"{one.stage}/{one.key}" for one in unused], "size_bytes": size_bytes, "dry_run": dry_run}
         )  # fmt: skip
         return
     would = "would be " if dry_run else ""
     for build in removed:
-        click.echo(f"build {build.number} of {build.family} for {build.device} {would}removed")
+        say(f"build {build.number} of {build.family} for {build.device} {would}removed")
     for one in files:
-        click.echo(f"{one.path} {would}deleted")
+        say(f"{one.path} {would}deleted")
     for result in unused:
-        click.echo(f"{result.stage} {result.key} of cache {would}deleted")
-    counted = f"{len(files)} files" + ("" if unused_days is None else f" and {len(unused)} results of stages")
-    click.echo(f"{counted}, {format_size(size_bytes)}, {would}deleted.")
+        say(f"{result.stage} {result.key} of cache {would}deleted")
+    counted = f"{len(files)} files and packages" + ("" if unused_days is None else f" and {len(unused)} results of stages")
+    say(f"{counted}, {format_size(size_bytes)}, {would}deleted.")
 
 
 @registry.command()
@@ -124,17 +125,17 @@ def remove(build_or_family: str, device: str | None, registry: Path | None, as_j
 
     removed = upkeep.remove(Registry.open(registry, create=False), build_or_family, device=device)
     if as_json:
-        _print_json([one.to_json() for one in removed])
+        say_json([one.to_json() for one in removed])
         return
     for one in removed:
-        click.echo(f"Removed build {one.number} of {one.family} for {one.device}: {one.engines} engines.")
+        say(f"Removed build {one.number} of {one.family} for {one.device}: {one.engines} engines.")
 
 
 @registry.command()
 @click.argument("name", metavar="FAMILY@NAME")
 @click.option("--device", help="Only on this one. Default: all that the family has a current build for.")
 @click.option("--build", "build_id", type=click.IntRange(min=1, max=2**62), help="Point it at this build. Default: the current ones.")
-@click.option("--delete", is_flag=True, help="Take the tag away; its history stays.")
+@click.option("--delete", is_flag=True, help="Delete the tag; its history stays.")
 @registry_option
 @json_option
 def tag(
@@ -148,7 +149,7 @@ def tag(
     from klas_zoo.registry import Registry, tags
 
     if delete and build_id is not None:
-        raise UsageError("--delete and --build contradict each other: say one.")
+        raise UsageError("--delete and --build contradict each other: pass one.")
     place = Registry.open(registry, create=False)
     if delete:
         moves = tags.delete_tag(place, name, device=device)
@@ -170,29 +171,19 @@ def history(name: str | None, registry: Path | None, as_json: bool) -> None:
 
 def _show_moves(moves: Sequence[Move], as_json: bool) -> None:
     if as_json:
-        _print_json([move.to_json() for move in moves])
+        say_json([move.to_json() for move in moves])
         return
     for move in moves:
-        to = "taken away"
+        to = "deleted"
         if move.build_id is not None:
             to = f"build {move.build_id}, done {move.built_at}{' (removed since)' if move.removed else ''}"
-        click.echo(f"{move.moved_at}  {move.name} on {move.device}: {to}")
+        say(f"{move.moved_at}  {move.name} on {move.device}: {to}")
     if not moves:
-        click.echo("No tag was ever set: klas-zoo registry tag FAMILY@NAME sets one.")
-
-
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, sort_keys=True))
+        say("No tags yet: klas-zoo registry tag FAMILY@NAME sets one.")
 
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    from rich.table import Table
+    from klas_zoo.progress.tables import Column, new_table, show
 
-    from klas_zoo.cli.tables import show
-
-    table = Table(title=title)
-    for heading in headings:
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*map(str, row))
-    show(table)
+    columns = [Column(heading=heading, name=heading in ("family", "device", "tags")) for heading in headings]
+    show(new_table(title, columns, [([str(cell) for cell in row], "") for row in rows]))

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
-from klas_zoo.cli.options import json_option
+from klas_zoo.cli.options import LocalPath, json_option, max_size_option
+from klas_zoo.cli.output import say, say_json
 
 
 @click.command()
-@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("package", type=LocalPath())
 @click.argument("url")
 @click.option("--name", help="What it is called there; may carry a tag, such as deit@prod. Default: the family's name.")
 @click.option("--trust-sizes", is_flag=True, help="Do not read back what is there from a push before; compare sizes only.")
 @json_option
 def push(package: Path, url: str, name: str | None, trust_sizes: bool, as_json: bool) -> None:
-    """Copy the family package in the folder PACKAGE to a URL: a folder, s3://, gs://, hf:// or any other of fsspec.
+    """Copy the family package in the folder PACKAGE to a URL: a folder, s3://, gs://, hf://, oci:// or any other of
+    fsspec.
 
     Run again after an interruption, it sends only what is missing.
     """
@@ -29,9 +30,9 @@ def push(package: Path, url: str, name: str | None, trust_sizes: bool, as_json: 
     with _progress("push") as (on_start, on_bytes):
         done = pushing.push(package, url, name=name, trust_sizes=trust_sizes, on_start=on_start, on_bytes=on_bytes)
     if as_json:
-        click.echo(json.dumps(done.to_json(), sort_keys=True))
+        say_json(done.to_json())
         return
-    click.echo(
+    say(
         f"{done.name} {done.version[:12]} at {done.url}: {format_size(done.size_bytes)}, "
         f"{format_size(done.sent_bytes)} of it sent"
     )
@@ -39,11 +40,14 @@ def push(package: Path, url: str, name: str | None, trust_sizes: bool, as_json: 
 
 @click.command()
 @click.argument("url")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=LocalPath())
 @click.option("--name", help="Of the package there; needed where there are several.")
 @click.option("--version", help="First digits of a version. Default: the one pushed last.")
+@max_size_option
 @json_option
-def pull(url: str, folder: Path, name: str | None, version: str | None, as_json: bool) -> None:
+def pull(
+    url: str, folder: Path, name: str | None, version: str | None, largest_bytes: int, as_json: bool
+) -> None:
     """Copy a family package from a URL into a new FOLDER, and check it.
 
     Run again after an interruption, it fetches only what is missing.
@@ -52,11 +56,13 @@ def pull(url: str, folder: Path, name: str | None, version: str | None, as_json:
     from klas_zoo.units import format_size
 
     with _progress("pull") as (on_start, on_bytes):
-        done = pulling.pull(url, folder, name=name, version=version, on_start=on_start, on_bytes=on_bytes)
+        done = pulling.pull(
+            url, folder, name=name, version=version, largest_bytes=largest_bytes, on_start=on_start, on_bytes=on_bytes
+        )
     if as_json:
-        click.echo(json.dumps(done.to_json(), sort_keys=True))
+        say_json(done.to_json())
         return
-    click.echo(
+    say(
         f"{done.folder}: {done.name} {done.version[:12]}, {format_size(done.size_bytes)}, "
         f"{format_size(done.received_bytes)} of it fetched"
     )
@@ -69,7 +75,7 @@ def _progress(name: str) -> Iterator[tuple[Callable[[int], None], Callable[[int]
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn(name, markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=None)
         yield lambda size: bar.update(task, total=size), lambda size: bar.update(task, advance=size)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from klas_zoo.cli.options import json_option, registry_option
+from klas_zoo.cli.output import say, say_json
 
 
 @click.command()
@@ -23,8 +23,8 @@ def show(route: str, family: str | None, device: str | None, registry: Path | No
 
     found = origins(Registry.open(registry, create=False), route, family, device)
     if as_json:
-        click.echo(json.dumps([one.to_json() for one in found], sort_keys=True))
+        say_json([one.to_json() for one in found])
         return
     for one in found:
         for line in one.lines():
-            click.echo(line)
+            say(line)

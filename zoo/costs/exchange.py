@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from klas_zoo.errors import ProfileError, UnknownName
 from klas_zoo.families.specs import FamilySpec, builtin_families, find_family
 from klas_zoo.files import replacing
-from klas_zoo.profiles.catalog import canonical, find_spec, spec_of_cuda_device
-from klas_zoo.profiles.devices import describe_cpu
+from klas_zoo.hardware import describe_cpu
+from klas_zoo.profiles.catalog import find_spec, spec_of_cuda_device
+from klas_zoo.profiles.devices import device_name
 from klas_zoo.profiles.files import from_text, to_text
 from klas_zoo.profiles.profile import Profile
-from klas_zoo.profiles.store import ProfileStore
+from klas_zoo.profiles.store import ProfileStore, is_in_the_future
+
+if TYPE_CHECKING:
+    from klas_zoo.profiles.shapes import Counted
 
 _MOST_BYTES = 64 * 10**6
 
@@ -31,7 +36,7 @@ def export_file(
     Raises:
         ProfileError: there are none, or several devices would get one name.
     """
-    held = ProfileStore.of(root).profiles(family, canonical(device) if device else None)
+    held = ProfileStore.of(root).profiles(family, device_name(device) if device else None)
     found = held if every else _newest([one for one in held if one.origin == "measured" and not one.failure])
     if not found:
         which = f"{'' if every else 'measured '}profiles{f' of {family}' if family else ''}"
@@ -40,7 +45,7 @@ def export_file(
     if name is not None:
         devices = sorted({one.device for one in found})
         if len(devices) > 1:
-            raise ProfileError(f"Profiles of {', '.join(devices)} cannot all be called {name}: say --device.")
+            raise ProfileError(f"Profiles of {', '.join(devices)} cannot all be called {name}: pass --device.")
         found = [replace(one, device=name) for one in found]
     with replacing(file) as temporary:
         temporary.write_text(to_text(found), encoding="utf-8")
@@ -64,9 +69,10 @@ def import_file(
     for one in found:
         _check_device(one, file)
     specs = {one.family: _spec(one.family, family, file) for one in found}
-    hashes = {family: _architecture(spec) for family, spec in specs.items()}
-    for one in found:
-        _check_family(one, hashes, file)
+    counted = {family: _counted(spec) for family, spec in specs.items()}
+    _check_families(found, counted, file)
+    # profiles of earlier versions have another hash of the same networks
+    found = [replace(one, family_sha256=counted[one.family].sha256) for one in found]
     return list(zip(found, ProfileStore.of(root).add(found), strict=True))
 
 
@@ -92,6 +98,11 @@ def _read(file: Path) -> list[Profile]:
 
 def _check_device(profile: Profile, file: Path) -> None:
     """A name stands for one kind of hardware, here as there."""
+    if is_in_the_future(profile.measured_at):
+        raise ProfileError(
+            f"{file}: the profile was measured at {profile.measured_at}, which is in the future: set the clock of the "
+            "machine that measured it, or of this one."
+        )
     spec = find_spec(profile.device)
     if profile.device == "cpu" and profile.hardware != describe_cpu():
         raise ProfileError(
@@ -126,17 +137,22 @@ def _spec(family: str, path: str | None, file: Path) -> FamilySpec:
     return known[family]
 
 
-def _architecture(spec: FamilySpec) -> str:
+def _counted(spec: FamilySpec) -> Counted:
     from klas_zoo.families.anchors import load_family
-    from klas_zoo.profiles.shapes import architecture_sha256
+    from klas_zoo.profiles.shapes import count
 
     loaded = load_family(spec, random_weights=True)
-    return architecture_sha256(loaded.chains, loaded.input_shape)
+    return count(loaded.chains, loaded.input_shape)
 
 
-def _check_family(profile: Profile, hashes: Mapping[str, str], file: Path) -> None:
-    if profile.family_sha256 != hashes[profile.family]:
-        raise ProfileError(
-            f"{file}: the profile is of other networks that are called {profile.family} too: their architecture's "
-            f"SHA-256 is {profile.family_sha256[:12]}…, that of the family here {hashes[profile.family][:12]}…."
-        )
+def _check_families(profiles: Sequence[Profile], counted: Mapping[str, Counted], file: Path) -> None:
+    """All profiles of one hash are of the same networks, also one that only says that a batch did not fit."""
+    from klas_zoo.profiles.shapes import is_profile_of
+
+    here = {(one.family, one.family_sha256) for one in profiles if is_profile_of(one, counted[one.family])}
+    for one in profiles:
+        if (one.family, one.family_sha256) not in here:
+            raise ProfileError(
+                f"{file}: the profile is of other networks that are called {one.family} too: their architecture's "
+                f"SHA-256 is {one.family_sha256[:12]}…, that of the family here {counted[one.family].sha256[:12]}…."
+            )

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from klas_zoo.errors import UsageError
 from klas_zoo.exporters.to_tensorrt import PlanSettings, build_plan
-from klas_zoo.profiles import runners
-from klas_zoo.profiles.devices import Device, physical_cores
+from klas_zoo.profiles.devices import Device
 from klas_zoo.profiles.interpolation import MOST_STITCHES
-from klas_zoo.profiles.timing import Method, Runner
-
-PRECISIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("onnxruntime", "cpu"): ("fp32", "int8"),
-    ("onnxruntime", "cuda"): ("fp32", "fp16", "bf16"),
-    ("torch", "cpu"): ("fp32", "fp16", "bf16"),
-    ("torch", "cuda"): ("fp32", "fp16", "bf16"),
-    ("tensorrt", "cuda"): ("fp32", "fp16", "bf16"),
-}
-"""What each runtime computes in, by its name and where it runs."""
-RUNTIMES = ("onnxruntime", "torch", "tensorrt")
+from klas_zoo.profiles.latency import provider_on
+from klas_zoo.profiles.runners import SessionRunner
+from klas_zoo.profiles.store import check_name
+from klas_zoo.profiles.timing import Method
+from klas_zoo.runtimes import RUNTIMES, open_engine, runtime_named
+from klas_zoo.runtimes.plans import BatchRange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,65 +51,69 @@ def check_settings(settings: ProfileSettings, torch_device: str) -> None:
     """Refuses what no runtime here can do, before anything is spent on it.
 
     Raises:
-        UsageError: a precision the runtime lacks, or options that do not go together.
+        UnknownName: there is no such runtime.
+        UsageError: it does not compute there, or not in that precision, or options contradict each other.
+        ProfileError: the name cannot be a device's.
     """
-    known = PRECISIONS.get((settings.runtime, torch_device), ())
-    if not known:
-        raise UsageError(f"{settings.runtime} does not run on {torch_device}: say --runtime onnxruntime or torch.")
+    if settings.name is not None:
+        check_name(settings.name)
+    runtime = runtime_named(settings.runtime)
+    provider = runtime.providers.get(torch_device)
+    if provider is None:
+        others = " or ".join(name for name, one in RUNTIMES.items() if torch_device in one.providers)
+        raise UsageError(f"{settings.runtime} does not run on {torch_device}: pass --runtime {others}.")
+    known = runtime.precisions[provider]
     if settings.precision not in known:
-        instead = " int8 is onnxruntime's, on a CPU." if settings.precision == "int8" else ""
+        able = [
+            name
+            for name, one in RUNTIMES.items()
+            if settings.precision in one.precisions.get(one.providers.get(torch_device, ""), ())
+        ]
+        instead = f"; {settings.precision} there is for --runtime {' or '.join(able)}" if able else ""
         raise UsageError(
-            f"{settings.runtime} is not measured in {settings.precision} on {torch_device}: it has "
-            f"{', '.join(known)}.{instead}"
+            f"{settings.runtime} is not measured in {settings.precision} on {torch_device}: it computes in "
+            f"{', '.join(known)}{instead}."
         )
     if settings.compiled and settings.runtime != "torch":
         raise UsageError(f"--compile is torch's, and the runtime is {settings.runtime}.")
-    if settings.graph and (torch_device != "cuda" or settings.runtime == "tensorrt"):
+    if settings.graph and (torch_device != "cuda" or settings.runtime not in ("torch", "onnxruntime")):
         raise UsageError("--cuda-graph needs a CUDA device and the runtime torch or onnxruntime.")
 
 
-def runner_of(network: Path | nn.Module, images: np.ndarray, settings: ProfileSettings, device: Device) -> Runner:
-    """A network, a file or a module, made ready to be timed on images (B, C, H, W)."""
-    on_gpu = device.torch_device == "cuda"
+def runtime_options(settings: ProfileSettings) -> dict[str, str]:
+    """Options of the runtime that differ from this project's defaults."""
+    options = {}
+    if settings.compiled:
+        options["compile"] = "1"
+    if settings.graph:
+        options["cuda_graph" if settings.runtime == "torch" else "enable_cuda_graph"] = "1"
+    return options
+
+
+def runner_of(
+    network: Path | nn.Module, images: np.ndarray, settings: ProfileSettings, device: Device
+) -> SessionRunner:
+    """A network, a file or a module, opened and ready to be timed on images (B, C, H, W)."""
+    options = runtime_options(settings)
     if isinstance(network, nn.Module):
-        make: Callable[..., Runner] = runners.torch_cuda_runner if on_gpu else runners.TorchCpuRunner
-        options = {"graph": settings.graph} if on_gpu else {}
-        return make(network, images, settings.precision, compiled=settings.compiled, **options)
-    if settings.runtime == "tensorrt":
-        return _tensorrt_runner(network, images, settings.precision)
-    if on_gpu:
-        return runners.onnx_cuda_runner(network, images, graph=settings.graph)
-    return runners.OnnxCpuRunner(network, images, settings.threads or physical_cores())
+        options["precision"] = settings.precision
+    elif runtime_named(settings.runtime).compiles:
+        network = _plan(network, len(images), settings)
+    session = open_engine(
+        network,
+        runtime=settings.runtime,
+        provider=provider_on(settings.runtime, device),
+        threads=settings.threads,
+        options=options,
+    )
+    return SessionRunner(session, images, device_clock=True)
 
 
-def _tensorrt_runner(graph: Path, images: np.ndarray, precision: str) -> Runner:
-    from klas_zoo.exporters.trt_session import PlanSession
-
-    engine = graph.with_suffix(".plan")
+def _plan(graph: Path, batch: int, settings: ProfileSettings) -> Path:
+    """A TensorRT engine for exactly one batch size: one for a range is slower at most of its sizes."""
+    engine = graph.with_suffix(f".batch{batch}.plan")
     if not engine.is_file():
-        build_plan(graph, engine, PlanSettings(runtime="tensorrt", precision=precision))
-    session, held = PlanSession(engine), torch.from_numpy(images).to("cuda")
-    return runners.CudaRunner(lambda: session.run(held), torch.cuda.Stream(), "tensorrt")
-
-
-def runtime_facts(runtime: str, device: Device) -> tuple[str, str]:
-    """Its version, and which provider of it computes."""
-    if runtime == "torch":
-        return torch.__version__, device.torch_device
-    if runtime == "tensorrt":
-        from klas_zoo.exporters.trt_library import find_library
-
-        return find_library("tensorrt").version, "tensorrt"
-    import onnxruntime
-
-    return onnxruntime.__version__, device.provider
-
-
-def free_memory_bytes() -> int | None:
-    """None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return None
-    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0][1]) * 1024 if found else None
+        profile = BatchRange(smallest=batch, usual=batch, largest=batch)
+        wanted = PlanSettings(runtime=settings.runtime, precision=settings.precision, profiles=(profile,))
+        build_plan(graph, engine, wanted)
+    return engine

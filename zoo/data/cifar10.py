@@ -1,67 +1,57 @@
-"""CIFAR-10 in the form torchvision keeps on disk, read without running what a pickle may hold."""
+"""CIFAR-10's original files, and no other pickles.
+
+Reading a pickle can run code, and even one restricted to arrays can corrupt memory through a crafted dtype. So a file
+is unpickled only after its MD5 sum, as torchvision publishes it, has been compared: of the very bytes that are then
+read. Everything else belongs into `train.npz` and `test.npz` (`klas_zoo.data.arrays`) or into image folders.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import pickle
-from collections.abc import Callable
+import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from klas_zoo.errors import DataError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_TRAIN = tuple(f"data_batch_{index}" for index in range(1, 6))
-_TEST = ("test_batch",)
-# what arrays need under numpy 1 and 2, and in the original files of Python 2; nothing else
-_ALLOWED = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    ("_codecs", "encode"),
-}
 
 
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)
+def find(folder: Path) -> Path | None:
+    """The folder of the batches: this one, or `cifar-10-batches-py` in it; None: there are none."""
+    places = (folder, folder / "cifar-10-batches-py")
+    return next((place for place in places if (place / "data_batch_1").is_file()), None)
 
 
 def read(folder: Path, *, train: bool) -> tuple[np.ndarray, list[int]]:
     """Images (N, 32, 32, 3) uint8 and labels 0..9 from a folder `cifar-10-batches-py`.
 
     Raises:
-        DataError: a batch is missing, damaged, or holds anything but arrays and labels.
+        DataError: a batch is missing, or is not the original file.
     """
+    from torchvision.datasets import CIFAR10  # not at the top: other images are read without torch
+
     images, labels = [], []
-    for name in _TRAIN if train else _TEST:
-        rows, found = _read_batch(folder / name)
+    for name, md5 in CIFAR10.train_list if train else CIFAR10.test_list:
+        rows, found = _read_batch(folder / name, md5)
         images.append(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         labels.extend(found)
     return np.ascontiguousarray(np.concatenate(images)), labels
 
 
-def _read_batch(path: Path) -> tuple[np.ndarray, list[int]]:
+def _read_batch(path: Path, md5: str) -> tuple[np.ndarray, list[int]]:
     try:
-        with path.open("rb") as file:
-            batch = _ArraysOnly(file, encoding="latin1").load()
-    except FileNotFoundError as error:
-        raise DataError(f"CIFAR-10 is not complete: {path} does not exist.") from error
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise DataError(f"{path} is not a batch of CIFAR-10 ({error}).") from error
-    rows, labels = (batch.get("data"), batch.get("labels")) if isinstance(batch, dict) else (None, None)
-    if (
-        not isinstance(rows, np.ndarray)
-        or rows.dtype != np.uint8
-        or rows.ndim != 2
-        or rows.shape[1] != 3_072
-        or not isinstance(labels, list)
-        or len(labels) != len(rows)
-        or not all(type(label) is int and 0 <= label < 10 for label in labels)
-    ):
-        raise DataError(f"{path} is not a batch of CIFAR-10: expected data (N, 3072) and N labels 0..9.")
-    return rows, labels
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"CIFAR-10 is not complete: {path} cannot be read ({error.strerror}).") from error
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        raise DataError(
+            f"{path} is not the original file of CIFAR-10: its MD5 sum differs. Other pickles are not read, because "
+            "that can run code: save the images as train.npz and test.npz (docs/data.md), or as folders of PNG files."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's, about arrays that were pickled by Python 2
+        batch = pickle.loads(content, encoding="latin1")
+    return batch["data"], batch["labels"]

@@ -1,6 +1,6 @@
 """Which image comes when: in order or shuffled, once or forever, for one process or a team.
 
-All of it follows from the seed and from counting. So a run can go on at any batch, and a team sees
+All of it follows from the seed and from counting. So a run can resume at any batch, and a team sees
 the batches that one process would see, each process a part of each.
 """
 

@@ -6,7 +6,6 @@ packages' metadata, and what a library was compiled for from the files it lies i
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import platform
 import re
@@ -14,6 +13,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from klas_zoo.doctor.kernels import capabilities
+from klas_zoo.gpus import driver_cuda, visible_gpus
 
 _DRIVER = Path("/proc/driver/nvidia")
 
@@ -27,9 +29,12 @@ class Installation:
         requires: what each package asks for, as its metadata has it.
         torch_cuda: CUDA version torch was compiled for; None: for the CPU, or no torch.
         vision_build: of torchvision, `cu130` or `cpu`; None where it does not say.
-        onnxruntime_cuda: the same of onnxruntime.
+        onnxruntime_package: whose files the module onnxruntime consists of; None: it has none.
+        onnxruntime_cuda: CUDA version onnxruntime was compiled for.
         nvinfer: major version of the TensorRT that onnxruntime's provider is linked with.
-        gpus: models, as the driver knows them.
+        kernels: compute capabilities that onnxruntime's CUDA provider has kernels for; empty without that provider.
+        gpus: models, as the driver reports them.
+        capabilities: of the GPUs that this process sees.
         driver: its version.
         driver_cuda: the newest CUDA it runs, (major, minor).
     """
@@ -40,9 +45,12 @@ class Installation:
     requires: Mapping[str, tuple[str, ...]]
     torch_cuda: str | None
     vision_build: str | None
+    onnxruntime_package: str | None
     onnxruntime_cuda: str | None
     nvinfer: int | None
     gpus: tuple[str, ...]
+    kernels: tuple[str, ...]
+    capabilities: tuple[str, ...]
     driver: str | None
     driver_cuda: tuple[int, int] | None
 
@@ -58,6 +66,8 @@ def read_installation(path: Iterable[str] | None = None) -> Installation:
             packages[normal(name)] = one.version
             requires[normal(name)] = tuple(one.requires or ())
     runtime = "onnxruntime/capi/build_and_package_info.py"
+    # /proc/driver/nvidia is missing on WSL2, on Jetson and in many containers: the driver's library is asked first
+    visible, provider = visible_gpus(), _find(folders, "onnxruntime/capi/libonnxruntime_providers_cuda.so")
     return Installation(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
@@ -65,11 +75,14 @@ def read_installation(path: Iterable[str] | None = None) -> Installation:
         requires=requires,
         torch_cuda=_value(folders, "torch/version.py", "cuda"),
         vision_build=_value(folders, "torchvision/version.py", "__version__", r"[^'\"]*\+(cu\d+|cpu)"),
+        onnxruntime_package=_value(folders, runtime, "package_name", r"([\w-]+)"),
         onnxruntime_cuda=_value(folders, runtime, "cuda_version"),
         nvinfer=_linked_nvinfer(folders),
-        gpus=_gpus(),
+        gpus=tuple(one.name for one in visible) or _gpus(),
+        kernels=capabilities(provider) if provider and visible else (),
+        capabilities=tuple(one.capability for one in visible),
         driver=_driver(),
-        driver_cuda=_driver_cuda(),
+        driver_cuda=driver_cuda(),
     )
 
 
@@ -109,14 +122,3 @@ def _driver() -> str | None:
     except OSError:
         return None
     return found[1] if found else None
-
-
-def _driver_cuda() -> tuple[int, int] | None:
-    try:
-        library = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    version = ctypes.c_int()
-    if library.cuDriverGetVersion(ctypes.byref(version)) != 0:
-        return None
-    return version.value // 1000, version.value % 1000 // 10

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import timm
 import torch
-from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from klas_zoo.architectures import to_chain
-from klas_zoo.chains import Chain, Shape
-from klas_zoo.errors import FamilyError, UnknownName, WeightsError
-from klas_zoo.families.specs import NAME, AnchorSpec, FamilySpec, Weights
-
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+from klas_zoo.chains import Chain, evaluating
+from klas_zoo.errors import FamilyError, first_line
+from klas_zoo.families.checkpoints import read_state_dict as read_state_dict
+from klas_zoo.families.fitting import NEW_HEAD
+from klas_zoo.families.models import build_model, weights_facts, weights_source
+from klas_zoo.families.specs import FRAME_FIELDS, NAME, AnchorSpec, FamilySpec, Weights
+from klas_zoo.layouts import Shape
+from klas_zoo.preprocess import DEFAULT_CROP_PCT, DEFAULT_INTERPOLATION
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Anchors as chains, ordered from cheap to dear.
+    """Anchors as chains, ordered from small to large.
 
     `data_config` is timm's: input size, mean, std, interpolation and crop of the images the
     anchors were trained on. `fingerprint` is a hash of all weights, `anchor_fingerprints` of each
-    anchor's, `architecture` of what computes with them.
+    anchor's, `architecture` of what computes with them. `checkpoints` has one line for each anchor about where its
+    weights came from and what was done to them; `notes` are sentences for the user; `unfitted` names anchors whose
+    heads are still random.
     """
 
     name: str
@@ -40,6 +44,16 @@ class Family:
     fingerprint: str
     anchor_fingerprints: dict[str, str]
     architecture: str
+    checkpoints: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    unfitted: frozenset[str] = frozenset()
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    supernet: Path | None = None
+
+    def described(self, anchor: str) -> dict[str, Any]:
+        """An anchor's name and depth, timm's `model` and `arguments` where it is one of timm's, and where its weights
+        are from."""
+        return {"name": anchor, "depth": self.chains[anchor].depth, **self.models.get(anchor, {})}
 
     @classmethod
     def of(
@@ -49,25 +63,35 @@ class Family:
         data_config: dict[str, Any],
         weights: Weights = "pretrained",
         recipe: str | None = None,
+        models: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Family:
         """A family of chains that are there already, for anchors of any architecture.
 
         Args:
-            chains: from cheap to dear.
-            data_config: at least `mean` and `std`; also what else timm's create_transform takes.
+            chains: from small to large.
+            data_config: how images are prepared: `mean` and `std`, and what else timm's create_transform takes, such as
+                `crop_pct` and `interpolation`; where these are missing, timm's defaults are filled in and noted.
             recipe: a text that is another one wherever the anchors compute something else with the same
                 weights. Default: how torch prints them, which does not show everything.
 
         Raises:
-            FamilyError: a name that cannot be part of a route's, or the anchors do not agree on images or
-                classes.
+            FamilyError: no chains, a name that cannot be part of a route's, the anchors do not agree on images or
+                classes, or mean and std of pretrained anchors are missing.
         """
+        if not chains:
+            raise FamilyError(f"The family {name} has no anchors: give at least one chain.")
         for one in (name, *chains):
             if not NAME.fullmatch(one):
                 raise FamilyError(f"A name is made of letters, digits, - and _, not '{one}'.")
         first = next(iter(chains.values()))
         recipe = str(chains) if recipe is None else recipe
         whole, each = _fingerprints(chains)
+        data_config, notes = _completed(name, data_config, weights, first.input_shape[0])
+        training = [anchor for anchor, chain in chains.items() if any(part.training for part in chain.modules())]
+        for anchor in training:
+            chains[anchor].eval()
+        if training:
+            notes += (f"{name}: {', '.join(training)} was in training mode and is put into evaluation mode.",)
         for anchor, chain in chains.items():
             if (chain.input_shape, chain.classes) != (first.input_shape, first.classes):
                 raise FamilyError(
@@ -84,18 +108,39 @@ class Family:
             fingerprint=whole,
             anchor_fingerprints=each,
             architecture=hashlib.sha256(recipe.encode()).hexdigest(),
+            notes=notes,
+            models=models or {},
         )
+
+    def check_unchanged(self) -> None:
+        """
+        Raises:
+            FamilyError: weights are no longer those that `fingerprint` was computed from; results would be cached
+                under the key of others.
+        """
+        if _fingerprints(self.chains)[0] != self.fingerprint:
+            raise FamilyError(
+                f"The weights of {self.name} were changed after the family was made: make a new one of its chains "
+                "with Family.of."
+            )
 
 
 def load_family(
-    spec: FamilySpec, *, weights_folder: Path | None = None, random_weights: bool = False, seed: int = 0
+    spec: FamilySpec,
+    *,
+    weights_folder: str | Path | None = None,
+    random_weights: bool = False,
+    seed: int = 0,
+    new_heads: bool = False,
 ) -> Family:
     """Builds every anchor of a family and loads its weights.
 
     Args:
-        weights_folder: take `<anchor>` or `<model>` with one of .safetensors, .pth, .pt, .bin from
-            here instead of the family's own checkpoints.
+        weights_folder: take `<anchor>` or `<model>` from here, a file with a suffix such as .safetensors or .pth or a
+            folder, instead of the family's own checkpoints.
         random_weights: initialise at random (from `seed`) instead; accuracies mean nothing.
+        new_heads: an anchor whose weights are for other classes keeps a head drawn at random, and is listed in
+            `Family.unfitted`; see `klas_zoo.tuning.heads`.
 
     Raises:
         UnknownName: timm does not know a model.
@@ -105,73 +150,87 @@ def load_family(
     """
     chains: dict[str, Chain] = {}
     configs: dict[str, dict[str, Any]] = {}
+    accounts: dict[str, str] = {}
+    weights_of: dict[str, dict[str, dict[str, str]]] = {}
+    unfitted: set[str] = set()
+    folder = Path(weights_folder).expanduser() if weights_folder is not None else None
     for index, anchor in enumerate(spec.anchors):
         # weights are drawn on the CPU: no accelerator's generator is touched
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed + index)
-            model = _build(anchor, spec, _source(anchor, weights_folder, random_weights))
+            source = weights_source(anchor, folder, random_weights)
+            model, accounts[anchor.name] = build_model(anchor, spec, source, new_heads=new_heads)
+        weights_of[anchor.name] = weights_facts(anchor, spec, source, model)
         chains[anchor.name] = _cut(model, anchor, spec).eval()
         configs[anchor.name] = timm.data.resolve_model_data_config(model)
+        unfitted |= {anchor.name} if NEW_HEAD in accounts[anchor.name] else set()
     recipe = repr([(anchor.name, anchor.model, anchor.arguments) for anchor in spec.anchors])
-    return Family.of(spec.name, chains, _common(configs), "random" if random_weights else "pretrained", recipe)
-
-
-def _source(anchor: AnchorSpec, folder: Path | None, random_weights: bool) -> Path | Weights:
-    if random_weights:
-        return "random"
-    if folder is None:
-        return anchor.checkpoint or "pretrained"
-    for stem in (anchor.name, anchor.model):
-        for suffix in _SUFFIXES:
-            if (candidate := folder / f"{stem}{suffix}").is_file():
-                return candidate
-    raise WeightsError(
-        f"No weights for anchor {anchor.name} in {folder}: expected {anchor.name} or {anchor.model} "
-        f"with one of {', '.join(_SUFFIXES)}."
+    models = {
+        one.name: {"model": one.model, "arguments": one.arguments, **weights_of[one.name]} for one in spec.anchors
+    }
+    weights: Weights = "random" if random_weights else "pretrained"
+    family = Family.of(spec.name, chains, _common(configs, spec), weights, recipe, models)
+    own_weights = folder is None and not random_weights
+    return replace(
+        family, checkpoints=accounts, unfitted=frozenset(unfitted), supernet=spec.supernet if own_weights else None
     )
 
 
-def _build(anchor: AnchorSpec, spec: FamilySpec, source: Path | Weights) -> nn.Module:
-    import klas_zoo.families.micro  # noqa: F401  registers its models with timm
-
-    if not timm.is_model(anchor.model):
-        raise UnknownName("timm model", anchor.model, timm.list_models(), f"Asked for by {spec.name}.")
-    if source == "pretrained":
-        _check_pretrained_classes(anchor, spec)
-    settings = {"num_classes": spec.num_classes, **anchor.arguments}
-    try:
-        model = timm.create_model(anchor.model, pretrained=source == "pretrained", **settings)
-    except Exception as error:
-        # what constructors, the hub's client and its transport raise has no base of its own
-        if source != "pretrained" or isinstance(error, (TypeError, AssertionError)):
-            raise FamilyError(f"timm cannot build {anchor.model} with {settings}: {_first_line(error)}.") from error
-        raise WeightsError(
-            f"timm could not load pretrained weights of {anchor.model} ({_first_line(error)}): put them in "
-            "a folder and say --weights DIR, or --random-weights to go without."
-        ) from error
-    if isinstance(source, Path):
-        _load(model, anchor, source)
-    return model
+def model_state(spec: FamilySpec, name: str, chain: Chain) -> dict[str, torch.Tensor]:
+    """The state dict of timm's model that an anchor's chain was cut from, with the chain's weights."""
+    anchor = spec.anchor(name)
+    with torch.random.fork_rng(devices=[]):
+        model, _ = build_model(anchor, spec, "random")
+    # a chain shares its model's weights, so they are loaded into both
+    _cut(model, anchor, spec).load_state_dict(chain.state_dict())
+    return model.state_dict()
 
 
-def _check_pretrained_classes(anchor: AnchorSpec, spec: FamilySpec) -> None:
-    """timm would give a model of another number of classes a head at random, and say nothing."""
-    known = timm.get_pretrained_cfg(anchor.model)
-    if known is not None and known.num_classes != spec.num_classes:
-        raise WeightsError(
-            f"timm's own weights of {anchor.model} tell {known.num_classes} classes apart, the family "
-            f"{spec.num_classes}: give the anchor a checkpoint, or say --weights DIR."
+def _completed(
+    name: str, data_config: Mapping[str, Any], weights: Weights, channels: int
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A data configuration with timm's defaults for what is missing, and sentences about what was filled in."""
+    missing = [field for field in ("mean", "std") if data_config.get(field) is None]
+    if missing and weights == "pretrained":
+        raise FamilyError(
+            f"The family {name} needs {' and '.join(missing)} of the images its anchors were trained on, such as "
+            f"data_config={{'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225), 'crop_pct': 1.0}}."
         )
+    defaults = {
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "crop_pct": DEFAULT_CROP_PCT,
+        "interpolation": DEFAULT_INTERPOLATION,
+    }
+    filled = {field: value for field, value in defaults.items() if data_config.get(field) is None}
+    found = {**data_config, **filled}
+    notes: tuple[str, ...] = ()
+    if filled:
+        listed = ", ".join(f"{field} {value}" for field, value in filled.items())
+        notes += (f"{name}: images are prepared by timm's defaults where data_config says nothing: {listed}.",)
+    # timm has three numbers for networks of any number of channels
+    fewer = [field for field in ("mean", "std") if len(found[field]) != channels]
+    if fewer:
+        found |= {field: (round(sum(found[field]) / len(found[field]), 6),) * channels for field in fewer}
+        listed = ", ".join(f"{field} {found[field][0]}" for field in fewer)
+        notes += (
+            f"{name}: its networks take {channels} channel{'' if channels == 1 else 's'}, and timm's "
+            f"{' and '.join(fewer)} are of three: their average is taken for each, {listed}. State others as "
+            "images = { mean = [...], std = [...] } in the family file.",
+        )
+    return found, notes
 
 
 def _cut(model: nn.Module, anchor: AnchorSpec, spec: FamilySpec) -> Chain:
     try:
-        chain = to_chain(model, spec.input_shape)
-    except (AssertionError, RuntimeError) as error:
+        with torch.no_grad(), evaluating(model):
+            model(torch.zeros(1, *spec.input_shape))
+    except (AssertionError, RuntimeError, ValueError, TypeError) as error:
         # timm and torch raise these for images of another size or number of channels
         raise FamilyError(
-            f"Anchor {anchor.name} takes no images of shape {spec.input_shape}: {_first_line(error)}."
+            f"Anchor {anchor.name} takes no images of shape {spec.input_shape}: {first_line(error)}."
         ) from error
+    chain = Chain.of(model, spec.input_shape)
     if chain.classes != spec.num_classes:
         raise FamilyError(
             f"Anchor {anchor.name} tells {chain.classes} classes apart, the family {spec.num_classes}."
@@ -179,67 +238,25 @@ def _cut(model: nn.Module, anchor: AnchorSpec, spec: FamilySpec) -> Chain:
     return chain
 
 
-def _common(configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The first anchor's data configuration; a route sends one image through several anchors."""
+def _common(configs: dict[str, dict[str, Any]], spec: FamilySpec) -> dict[str, Any]:
+    """The data configuration of all anchors: a route sends one image through several of them."""
     first = next(iter(configs))
     for name, config in configs.items():
-        for field in ("mean", "std"):
-            if tuple(config[field]) != tuple(configs[first][field]):
+        for fact in ("mean", "std"):
+            if tuple(config[fact]) != tuple(configs[first][fact]) and fact not in spec.images:
                 raise FamilyError(
-                    f"Anchors {first} and {name} were trained on images normalised differently: {field} "
-                    f"{tuple(configs[first][field])} and {tuple(config[field])}."
+                    f"Anchors {first} and {name} were trained on images normalised differently: {fact} "
+                    f"{tuple(configs[first][fact])} and {tuple(config[fact])}."
                 )
-    return configs[first]
-
-
-def _load(model: nn.Module, anchor: AnchorSpec, path: Path) -> None:
-    state = read_state_dict(path)
-    wanted = model.state_dict()
-    missing = sorted(wanted.keys() - state.keys())
-    unknown = sorted(state.keys() - wanted.keys())
-    if missing or unknown:
-        odd = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which the model lacks"
-        raise WeightsError(
-            f"{path} is not a checkpoint of {anchor.model}: it {odd} "
-            f"({len(missing)} missing, {len(unknown)} unknown of {len(wanted)} tensors)."
-        )
-    for name, tensor in state.items():
-        if tensor.shape != wanted[name].shape:
-            raise WeightsError(
-                f"{path} is not a checkpoint of {anchor.model}: {name} is {tuple(tensor.shape)} there and "
-                f"{tuple(wanted[name].shape)} in the model."
-            )
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise WeightsError(f"{path} holds values that are not finite in {name}.")
-    model.load_state_dict(state)
-
-
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name from a safetensors file or a torch state dict; no code in it is ever run.
-
-    A state dict may lie under the key `model` or `state_dict`, as in published DeiT checkpoints.
-
-    Raises:
-        WeightsError: missing, truncated, or not a plain state dict.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError(f"Weights {path} do not exist.") from error
-    except safetensors.SafetensorError as error:
-        raise WeightsError(f"{path} is not a whole safetensors file ({error}): copy it again.") from error
-    except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path} is a pickle that would run code or is damaged; save a state dict.") from error
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise WeightsError(f"{path} is not a whole torch checkpoint ({_first_line(error)}).") from error
-    for key in ("model", "state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise WeightsError(f"{path} is not a state dict: expected tensors by name.")
-    return found
+        for fact in FRAME_FIELDS:
+            ours, theirs = configs[first].get(fact), config.get(fact)
+            if ours != theirs and fact not in spec.images:
+                raise FamilyError(
+                    f"Anchors {first} and {name} were evaluated on images prepared differently: {fact} {ours} and "
+                    f"{theirs}. All routes of a family take the same images: state which in the family file, such as "
+                    f"images = {{ {fact} = {json.dumps(ours)} }}."
+                )
+    return {**configs[first], **spec.images}
 
 
 def _fingerprints(chains: dict[str, Chain]) -> tuple[str, dict[str, str]]:
@@ -255,7 +272,3 @@ def _fingerprints(chains: dict[str, Chain]) -> tuple[str, dict[str, str]]:
             own.update(data)
         each[anchor] = own.hexdigest()
     return whole.hexdigest(), each
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -3,34 +3,46 @@
     name = "mine"
     input_shape = [3, 224, 224]
     num_classes = 100
+    weights_license = "mit"                     # optional; of the anchors' weights
 
-    [[anchors]]                                 # cheapest first
+    [[anchors]]                                 # smallest first
     name = "tiny"
     model = "deit_tiny_patch16_224"             # any name timm knows
     checkpoint = "tiny.safetensors"             # relative to this file; left out: timm's own weights
     arguments = { drop_path_rate = 0.1 }        # passed to timm's constructor
+
+`model` may also be `hf-hub:owner/name` or `local-dir:folder`. Where timm prepares the images of the anchors
+differently, `images = { crop_pct = 0.95, interpolation = "bicubic" }` states how they are prepared for all.
 
 Imports nothing heavy: listing families costs no torch.
 """
 
 from __future__ import annotations
 
+import math
 import re
-import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from klas_zoo.errors import FamilyError, UnknownName
-from klas_zoo.routes import DIRECTIONS, Direction
+from klas_zoo.reading import Positive, read
+from klas_zoo.routes import Direction
 
 # a name becomes part of file names, route names and module keys
 Weights = Literal["pretrained", "random"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """Of a family or an anchor: it becomes part of file names and of routes."""
-PRESETS = ("quick", "paper")
-_IN_TOML = {str: "a string", int: "an integer", list: "an array", dict: "a table"}
+FRAME_FIELDS = ("crop_pct", "crop_mode", "interpolation")
+IMAGE_FIELDS = (*FRAME_FIELDS, "mean", "std")
+"""Of timm's data configuration: what a family file may state for all anchors."""
+_CHOICES = {
+    "interpolation": ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
+    "crop_mode": ("center", "squash", "border"),
+}
+_LOCAL = "local-dir:"
+_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,23 +57,50 @@ class AnchorSpec:
     checkpoint: Path | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FamilySpec:
-    """A family as its file describes it; `anchors` are ordered from cheap to dear.
+    """A family as its file describes it; `anchors` are ordered from small to large.
 
+    `weights_license` is that of the anchors' weights, as their source states it. `dominated`, a clause, states
+    that plain networks are both faster and more accurate than all stitches of the family, and where that
+    was compared; empty where it is not known.
     `sample` is a folder of embedded images, for a family that brings its own; `direction` is the way its
-    stitches run unless the user says so.
+    stitches run unless the user states one; `images` overrides fields of timm's data configuration for all anchors;
+    `supernet` is a file of stitches that are tuned already (`klas_zoo.tuning.shipped`); `quick_steps` are the
+    optimiser steps of the preset `quick`, for a family whose networks are too large for the preset's own number;
+    `path` is its file, None for built-in families.
     """
 
     name: str
-    description: str
-    input_shape: tuple[int, int, int]
-    num_classes: int
+    input_shape: tuple[Positive, Positive, Positive]
+    num_classes: Positive
     anchors: tuple[AnchorSpec, ...]
-    preset: str = "quick"
+    description: str = ""
+    preset: Literal["quick", "paper"] = "quick"
     direction: Direction = "up"
     sample: Path | None = None
+    images: dict[str, Any] = field(default_factory=dict)
+    supernet: Path | None = None
+    quick_steps: Positive | None = None
+    weights_license: str = ""
+    dominated: str = ""
+    path: Path | None = None
+
+    @property
+    def argument(self) -> str:
+        """What `--family` takes for it."""
+        return self.name if self.path is None else str(self.path)
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        _check_images(self.images, self.input_shape[0])
+        names = [anchor.name for anchor in self.anchors]
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise ValueError(f"a family needs two anchors or more, each of another name; found {names}")
 
     def anchor(self, name: str) -> AnchorSpec:
         for anchor in self.anchors:
@@ -76,13 +115,14 @@ def builtin_families() -> dict[str, FamilySpec]:
     return {spec.name: spec for spec in sorted(specs, key=lambda spec: spec.name)}
 
 
-def find_family(name_or_path: str) -> FamilySpec:
+def find_family(name_or_path: str | Path) -> FamilySpec:
     """A built-in family by its name, or a user's own by the path of its TOML file.
 
     Raises:
         UnknownName: neither a built-in family nor a file.
         FamilyError: the file is no family.
     """
+    name_or_path = str(name_or_path)
     if name_or_path.endswith(".toml"):
         return read_family(Path(name_or_path))
     known = builtin_families()
@@ -98,86 +138,51 @@ def read_family(path: Path) -> FamilySpec:
         FamilyError: it cannot be read, or a field is missing, unknown or of the wrong kind.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except OSError as error:
         raise FamilyError(f"Family file {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FamilyError(f"Family file {path} is not TOML: {error}.") from error
-    fields = _Fields(table, str(path))
-    shape = tuple(fields.take("input_shape", list))
-    if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
-        raise FamilyError(f"{path}: input_shape is [channels, height, width], not {list(shape)}.")
-    entries = fields.take("anchors", list)
-    anchors = tuple(_read_anchor(entry, path, number) for number, entry in enumerate(entries, start=1))
-    names = [anchor.name for anchor in anchors]
-    if len(anchors) < 2 or len(set(names)) < len(names):
-        raise FamilyError(f"{path}: a family needs two anchors or more, each of another name; found {names}.")
-    sample = fields.take("sample", str, "")
-    spec = FamilySpec(
-        name=fields.name(),
-        description=fields.take("description", str, ""),
-        input_shape=shape,
-        num_classes=fields.positive("num_classes"),
-        anchors=anchors,
-        preset=fields.one_of("preset", PRESETS, "quick"),
-        direction=cast(Direction, fields.one_of("direction", DIRECTIONS, "up")),
-        sample=path.parent / sample if sample else None,
-    )
-    fields.nothing_left()
-    return spec
+
+    def beside(kind: type, value: object) -> Path:
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"expected the path of a file, got {value!r}")
+        if "://" in value:
+            raise ValueError(f"{value} is a URL: download the file, and give its path")
+        return path.parent / Path(value).expanduser()
+
+    content = content.removeprefix(_BOM)  # which some editors write, and TOML does not know
+    spec = read(content, FamilySpec, f"Family file {path}", FamilyError, form="TOML", hook=beside)
+    own = None if path.parent == _builtin_folder() else path
+    return replace(spec, path=own, anchors=tuple(_with_folder_beside(anchor, path) for anchor in spec.anchors))
 
 
-def _read_anchor(entry: object, path: Path, number: int) -> AnchorSpec:
-    if not isinstance(entry, dict):
-        raise FamilyError(f"{path}: every anchor is a table of its own, [[anchors]].")
-    fields = _Fields(entry, f"{path}, anchor {number}")
-    checkpoint = fields.take("checkpoint", str, "")
-    anchor = AnchorSpec(
-        name=fields.name(),
-        model=fields.take("model", str),
-        checkpoint=path.parent / checkpoint if checkpoint else None,
-        arguments=fields.take("arguments", dict, {}),
-    )
-    fields.nothing_left()
-    return anchor
+def _with_folder_beside(anchor: AnchorSpec, path: Path) -> AnchorSpec:
+    """A folder that describes a model lies relative to the family file, as checkpoints do."""
+    if not anchor.model.startswith(_LOCAL):
+        return anchor
+    folder = path.parent / Path(anchor.model.removeprefix(_LOCAL)).expanduser()
+    return replace(anchor, model=f"{_LOCAL}{folder}")
 
 
-class _Fields:
-    """Takes typed fields out of a TOML table and says where and which field was wrong."""
+def _check_images(found: dict[str, Any], channels: int) -> None:
+    odd = next((name for name in found if name not in IMAGE_FIELDS), None)
+    if odd is not None:
+        raise ValueError(f"images takes {', '.join(IMAGE_FIELDS)}, not {odd}")
+    crop = found.get("crop_pct", 1.0)
+    if type(crop) not in (int, float) or not 0 < crop <= 1:
+        raise ValueError(f"crop_pct is a share above 0 and up to 1, not {crop!r}")
+    for name, choices in _CHOICES.items():
+        if name in found and found[name] not in choices:
+            raise ValueError(f"{name} is one of {', '.join(choices)}, not {found[name]!r}")
+    for name in ("mean", "std"):
+        values = found.get(name, [1.0] * channels)
+        plain = isinstance(values, list) and all(type(one) in (int, float) and math.isfinite(one) for one in values)
+        if not plain or len(values) != channels or (name == "std" and min(values) <= 0):
+            raise ValueError(f"{name} is a number for each of the {channels} channels, not {values!r}")
 
-    def __init__(self, table: dict[str, Any], where: str) -> None:
-        self._left = dict(table)
-        self._where = where
 
-    def take(self, name: str, kind: type, default: Any = None) -> Any:
-        value = self._left.pop(name, default)
-        if value is None:
-            raise FamilyError(f"{self._where}: the field {name} is missing.")
-        if not isinstance(value, kind):
-            raise FamilyError(f"{self._where}: {name} must be {_IN_TOML[kind]}, not {value!r}.")
-        return value
-
-    def name(self) -> str:
-        name: str = self.take("name", str)
-        if not NAME.fullmatch(name):
-            raise FamilyError(f"{self._where}: a name is made of letters, digits, - and _, not '{name}'.")
-        return name
-
-    def positive(self, name: str) -> int:
-        value = self.take(name, int)
-        if isinstance(value, bool) or value < 1:
-            raise FamilyError(f"{self._where}: {name} must be a number above zero, not {value!r}.")
-        return int(value)
-
-    def one_of(self, name: str, choices: tuple[str, ...], default: str) -> str:
-        value: str = self.take(name, str, default)
-        if value not in choices:
-            raise FamilyError(f"{self._where}: {name} is one of {', '.join(choices)}, not '{value}'.")
-        return value
-
-    def nothing_left(self) -> None:
-        if self._left:
-            raise FamilyError(f"{self._where}: unknown fields {', '.join(sorted(map(str, self._left)))}.")
+def _check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise ValueError(f"a name is made of letters, digits, - and _, not '{name}'")
 
 
 def _builtin_folder() -> Path:

@@ -12,16 +12,16 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from klas_zoo.profiles.devices import physical_cores
+from klas_zoo.hardware import physical_cores
 
 
 def launch(arguments: Sequence[str], *, processes: int, restarts: int) -> int:
     """Runs `klas-zoo` with these arguments in a team of processes; gives the exit code.
 
-    A process that dies takes the others with it; then all start again, up to `restarts` times, and go
-    on from the last checkpoint.
+    A process that dies takes the others with it; then all start again, up to `restarts` times, and
+    resume from the last checkpoint.
     """
-    # torchrun tells of a failed child with a page of its own; the child has said what was wrong
+    # torchrun reports a failed child with a page of its own; the child has reported the error
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # else every process would take all cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, physical_cores() // processes)))

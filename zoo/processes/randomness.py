@@ -13,11 +13,16 @@ import torch
 
 def seed_everything(seed: int) -> None:
     """All generators of this process, those of accelerators too where they have been used."""
+    seed_cpu(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+def seed_cpu(seed: int) -> None:
+    """The generators of the CPU: Python's, numpy's and torch's."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
 
 
 def mixed(*numbers: int) -> int:
@@ -57,8 +62,10 @@ def restore_randomness(state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def keeping_randomness() -> Iterator[None]:
-    """Whatever is drawn in here, outside nothing changes."""
+def keeping_cpu_randomness() -> Iterator[None]:
+    """Restores the CPU's generators at the end, whatever was drawn inside. Those of accelerators are not touched:
+    reading or seeding one for every image would wait for the device.
+    """
     python, numpy, ours = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: work that can be gone on with is put away first, everything else stops at once."""
+"""SIGTERM and Ctrl-C: work that can be resumed is saved first, everything else stops at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """What was asked of this process. Nothing is asked of one that nobody installed."""
+    """The signal that this process received, if any. Without `installed` none is noted."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -39,15 +39,21 @@ class Signals:
 
     @contextmanager
     def patiently(self) -> Iterator[None]:
-        """In here a signal is only noted in `received`; a second one is not waited for."""
+        """Inside, a first signal is only noted in `received`; a second one raises at once.
+
+        Raises:
+            Interrupted: at the end, where a signal was noted and the body did not stop for it.
+        """
         self._patient = True
         try:
             yield
         finally:
             self._patient = False
+        if self.received is not None:
+            raise Interrupted(self.received)
 
     def stop(self, where: str) -> Interrupted:
-        """The error to raise, having put everything away."""
+        """The error to raise when everything is saved."""
         received = self.received or signal.SIGTERM  # another process of the team got it
         return Interrupted(received, where)
 

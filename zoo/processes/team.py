@@ -1,9 +1,9 @@
-"""The processes that do a build together, as torchrun starts them; most builds are done by one alone."""
+"""The processes of one build, as torchrun starts them; most builds run in a single process."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,8 +13,11 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from klas_zoo.cores import physical_cores
+
 # the others wait while the first one does what only one can do, such as fitting stitching layers
 _PATIENCE = timedelta(hours=6)
+_REPORT_PATIENCE = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
@@ -25,17 +28,17 @@ class Team:
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and reports."""
         return self.rank == 0
 
-    def add(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def tell(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value, for all."""
         if self.size == 1:
             return value
@@ -47,11 +50,11 @@ class Team:
         """Makes every tensor the mean of the processes', in place and in one exchange."""
         if self.size == 1:
             return
-        flat = self.add(torch.cat([value.flatten() for value in values])).div_(self.size)
+        flat = self.all_reduce(torch.cat([value.flatten() for value in values])).div_(self.size)
         for value, part in zip(values, flat.split([value.numel() for value in values]), strict=True):
             value.copy_(part.view_as(value))
 
-    def follow(self, values: Iterable[Tensor]) -> None:
+    def sync(self, values: Iterable[Tensor]) -> None:
         """Makes tensors what the first process has, in place."""
         if self.size > 1:
             for value in values:
@@ -65,12 +68,18 @@ class Team:
         dist.all_gather_object(box, value)
         return box
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all have come here."""
-        self.add(torch.zeros(()))  # on the CPU: a barrier of torch's own would ask for a GPU
+        self.all_reduce(torch.zeros(()))  # on the CPU: a barrier of torch's own would ask for a GPU
 
 
 ALONE = Team()
+
+
+def limit_threads() -> None:
+    """torch starts a thread for each core of the machine; of a container it may have fewer."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), physical_cores()))
 
 
 def under_torchrun() -> bool:
@@ -96,6 +105,31 @@ def join(torch_device: str) -> Team:
 
 
 def leave(team: Team) -> None:
-    """Takes the process out of its team; the others may go on."""
+    """Takes the process out of its team; the others may continue."""
     if team.size > 1:
         dist.destroy_process_group()
+
+
+def report_once(say: Callable[[], None]) -> None:
+    """Calls `say` in the first process of a team that gets here; the others wait until it has.
+
+    They meet in the store that torchrun keeps for its processes. It ends them all when the first has ended,
+    so none may end before the sentence is written. Where the store cannot be reached, every process calls `say`.
+    """
+    try:
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False,
+            timeout=_REPORT_PATIENCE,
+        )  # fmt: skip
+        life = f"klas-zoo error, restart {os.environ['TORCHELASTIC_RESTART_COUNT']}"
+        if store.add(f"{life}: reported by", 1) > 1:
+            store.wait([f"{life}: reported"])
+            return
+    except RuntimeError:  # torch's errors of stores; also where the process that was to report has died
+        say()
+        return
+    say()
+    try:
+        store.set(f"{life}: reported", "")
+    except RuntimeError:
+        return  # no other process is left

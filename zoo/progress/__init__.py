@@ -1,1 +1,1 @@
-"""Who is told how work goes, and how it is shown. Nothing here decides anything."""
+"""Reports of progress, and how they are shown. Nothing here decides anything."""

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from klas_zoo.units import printable
+
 
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
@@ -33,12 +35,12 @@ class ConsoleListener:
         live = self._console.is_terminal
         started = shown = self._clock()
         bar = Progress(
-            TextColumn("{task.description:17}"),
+            TextColumn("{task.description:17}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.completed:,}/{task.total:,} {task.fields[unit]}"),
             _Speed(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[remark]}"),
+            TextColumn("{task.fields[remark]}", markup=False),
             console=self._console,
             transient=True,
             disable=not live,
@@ -52,7 +54,7 @@ class ConsoleListener:
                 skipped += work if remark == "skipped" else 0
                 done, last = done + work, remark or last
                 if live:
-                    bar.update(task, advance=work, remark=remark)
+                    bar.update(task, advance=work, remark=printable(remark))
                 elif (now := self._clock()) - shown >= self._every_s:
                     shown = now
                     self.say(_line(name, done, total, unit, (now - started) / max(1, done - skipped), last))
@@ -63,17 +65,17 @@ class ConsoleListener:
         self.say(f"{name:17} {seconds:6.1f} s{speed}{', ' + last if last.startswith('loss') else ''}")
 
     def say(self, sentence: str) -> None:
-        self._console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(printable(sentence), highlight=False, markup=False, soft_wrap=True)
 
-    def kept(self, name: str, seconds: float) -> None:
-        self.say(f"{name:17} kept from before, took {seconds:.1f} s")
+    def cached(self, name: str, seconds: float) -> None:
+        self.say(f"{name:17} cached (originally {seconds:.1f} s)")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """The bar's remark tells the loss."""
+        """The bar's remark shows the loss."""
 
 
 def _line(name: str, done: int, total: int, unit: str, seconds_each: float, remark: str) -> str:
     left = max(0, total - done) * seconds_each
     amount = f"{left / 3600:.1f} h" if left >= 3600 else f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
-    told = f", {remark}" if remark else ""
-    return f"{name:17} {done:,}/{total:,} {unit}, {done / max(1, total):.0%}, {amount} left{told}"
+    more = f", {remark}" if remark else ""
+    return f"{name:17} {done:,}/{total:,} {unit}, {done / max(1, total):.0%}, {amount} left{more}"

@@ -1,4 +1,4 @@
-"""What is told of a build, and who listens besides a console: JSON lines, TensorBoard, several at once, or nobody."""
+"""Listeners to the progress of a build besides the console: JSON lines, TensorBoard, several at once, or none."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ Advance = Callable[[int, str], None]
 
 
 class Listener(Protocol):
-    """Told about work as it goes. `stage` gives a function that takes work done and a remark."""
+    """Receives reports of progress. `stage` gives a function that takes work done and a remark."""
 
     def stage(self, name: str, total: int, unit: str) -> AbstractContextManager[Advance]: ...
     def say(self, sentence: str) -> None: ...
-    def kept(self, name: str, seconds: float) -> None: ...
+    def cached(self, name: str, seconds: float) -> None: ...
     def scalars(self, step: int, values: dict[str, float]) -> None: ...
 
 
-class Nobody:
-    """What processes of a team tell that are not the first."""
+class NullListener:
+    """Reports nothing: for the processes of a team that are not the main one."""
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
         yield lambda work, remark: None
 
     def say(self, sentence: str) -> None: ...
-    def kept(self, name: str, seconds: float) -> None: ...
+    def cached(self, name: str, seconds: float) -> None: ...
     def scalars(self, step: int, values: dict[str, float]) -> None: ...
 
 
-class Several:
-    """Each of them is told everything."""
+class MultiListener:
+    """Passes everything on to each of them."""
 
     def __init__(self, *listeners: Listener) -> None:
         self._listeners = listeners
@@ -46,10 +46,10 @@ class Several:
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
         with ExitStack() as stack:
-            told = [stack.enter_context(one.stage(name, total, unit)) for one in self._listeners]
+            advances = [stack.enter_context(one.stage(name, total, unit)) for one in self._listeners]
 
             def advance(work: int, remark: str) -> None:
-                for one in told:
+                for one in advances:
                     one(work, remark)
 
             yield advance
@@ -58,9 +58,9 @@ class Several:
         for one in self._listeners:
             one.say(sentence)
 
-    def kept(self, name: str, seconds: float) -> None:
+    def cached(self, name: str, seconds: float) -> None:
         for one in self._listeners:
-            one.kept(name, seconds)
+            one.cached(name, seconds)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for one in self._listeners:
@@ -126,8 +126,8 @@ class JsonLog:
     def say(self, sentence: str) -> None:
         self._tell("said", sentence=sentence)
 
-    def kept(self, name: str, seconds: float) -> None:
-        self._tell("kept", stage=name, seconds=seconds)
+    def cached(self, name: str, seconds: float) -> None:
+        self._tell("cached", stage=name, seconds=seconds)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         if self._due("scalars"):
@@ -148,7 +148,7 @@ class JsonLog:
         return round(self._clock() - began, 3)
 
 
-class TensorBoard(Nobody):
+class TensorBoard(NullListener):
     """Scalars of tuning as TensorBoard reads them.
 
     Raises:

@@ -1,9 +1,9 @@
-"""Checking a registry: that every row and every file is what it should be, and which files nobody needs."""
+"""Checking a registry: that every row and every file is what it should be, and which files are not needed."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,9 +11,11 @@ from typing import Literal
 
 from klas_zoo.errors import DamagedRegistry
 from klas_zoo.registry import Registry, rows
+from klas_zoo.registry.packages import check_package, files_of, package_folder
 from klas_zoo.registry.records import EngineRecord
 from klas_zoo.registry.store import check_file
-from klas_zoo.registry.upkeep import referred, unreferenced
+from klas_zoo.registry.tags import POINTS
+from klas_zoo.registry.upkeep import referred, supernets_of_builds, unreferenced
 
 Kind = Literal["damaged", "dangling", "unreadable", "unverified", "orphan", "left over"]
 
@@ -23,8 +25,8 @@ class Finding:
     """One thing that is not as it should be.
 
     Attributes:
-        kind: `damaged` file or database, `dangling` or `unreadable` row, `unverified` engine; or, which
-            hurts nobody, an `orphan` that no row refers to, or a file `left over` from a copy cut short.
+        kind: `damaged` file or database, `dangling` or `unreadable` row, `unverified` engine; or, which is
+            harmless, an `orphan` that no row refers to, or a file `left over` from an incomplete copy.
         what: a sentence.
     """
 
@@ -62,22 +64,26 @@ def check(
         ):
             try:
                 engines.append(_engine(registry, connection, row))
-            except (ValueError, TypeError, KeyError) as error:
+            except rows.UnreadableRow as error:
                 what = f"engine {row['id']} of build {row['build_id']} cannot be understood: {error}"
                 findings.append(Finding(kind="unreadable", what=what))
-        for one in unreferenced(registry, referred(registry, connection)):
+        for one in unreferenced(registry, referred(registry, connection), supernets_of_builds(registry, connection)):
             findings.append(
                 Finding(
                     kind="left over" if one.left_over else "orphan",
-                    what="a copy that was cut short" if one.left_over else "no build has this file",
+                    what="an incomplete copy" if one.left_over else "no build refers to this",
                     path=one.path,
                     size_bytes=one.size_bytes,
                 )
             )
     # without the lock: hashing takes long, and what is registered meanwhile changes no file
+    packages: dict[str, dict[str, tuple[int, str]]] = {}
     for engine in engines:
         on_engine(engine)
-        findings += _engine_findings(engine, content)
+        if engine.package and engine.package not in packages:
+            packages[engine.package], found = _package(registry, engine.package, content)
+            findings += found
+        findings += _engine_findings(engine, content, packages.get(engine.package, {}))
     return _without_removed(registry, findings)
 
 
@@ -101,35 +107,57 @@ def _rows(connection: sqlite3.Connection) -> Iterator[Finding]:
         ("was removed, but is current or has engines",
          "removed_at IS NOT NULL AND (current OR id IN (SELECT build_id FROM engines))"),
         ("is what a tag points to, but was removed",
-         "removed_at IS NOT NULL AND id IN (SELECT build_id FROM tag_moves WHERE id IN"
-         " (SELECT max(id) FROM tag_moves GROUP BY family, tag, device))"),
+         f"removed_at IS NOT NULL AND id IN (SELECT build_id FROM ({POINTS}))"),
     ):  # fmt: skip
         for row in connection.execute(f"SELECT id FROM builds WHERE {query}"):
             yield Finding(kind="dangling", what=f"build {row['id']} {what}")
     for row in connection.execute("SELECT * FROM builds"):
         try:
             rows.read_build(row)
-        except (ValueError, TypeError, KeyError) as error:
+        except rows.UnreadableRow as error:
             yield Finding(kind="unreadable", what=f"build {row['id']} cannot be understood: {error}")
 
 
 def _engine(registry: Registry, connection: sqlite3.Connection, row: sqlite3.Row) -> EngineRecord:
-    latencies = connection.execute("SELECT * FROM latencies WHERE engine_id = ? ORDER BY batch", (row["id"],))
-    return rows.read_engine(row, tuple(map(rows.read_latency, latencies)), registry.path_of(row["sha256"]))
+    latencies = connection.execute(
+        f"SELECT * FROM {rows.LATENCIES} WHERE engine_id = ? ORDER BY {rows.IN_ORDER}", (row["id"],)
+    )
+    return rows.read_engine(row, tuple(map(rows.read_latency, latencies)), registry.root)
 
 
-def _engine_findings(engine: EngineRecord, content: bool) -> Iterator[Finding]:
-    if not engine.verification.passed:
+def _package(registry: Registry, digest: str, content: bool) -> tuple[dict[str, tuple[int, str]], list[Finding]]:
+    """Size and SHA-256 of each file of a package, by its manifest, and what is wrong with the package."""
+    folder = package_folder(registry.root, digest)
+    try:
+        check_package(folder, digest, content=lambda name: content)
+        return files_of(folder), []
+    except DamagedRegistry as error:
+        return {}, [Finding(kind="damaged", what=str(error), path=folder)]
+
+
+def _engine_findings(
+    engine: EngineRecord, content: bool, files: Mapping[str, tuple[int, str]]
+) -> Iterator[Finding]:
+    """
+    Args:
+        files: of the engine's package; empty where it has none, or a damaged one that was reported.
+    """
+    if engine.verification is not None and not engine.verification.passed:
         what = f"engine {engine.route} of build {engine.build_id} did not pass its verification"
         yield Finding(kind="unverified", what=what, path=engine.path)
-    try:
-        check_file(engine, content=content)
-    except DamagedRegistry as error:
-        yield Finding(kind="damaged", what=str(error), path=engine.path, size_bytes=engine.size_bytes)
+    if not engine.package:
+        try:
+            check_file(engine, content=content)
+        except DamagedRegistry as error:
+            yield Finding(kind="damaged", what=str(error), path=engine.path, size_bytes=engine.size_bytes)
+    elif files and files.get(engine.path.name) != (engine.file_bytes, engine.sha256):
+        what = f"engine {engine.route} of build {engine.build_id} is not the file of that name in its package"
+        yield Finding(kind="damaged", what=what, path=engine.path, size_bytes=engine.size_bytes)
 
 
 def _without_removed(registry: Registry, findings: list[Finding]) -> list[Finding]:
-    """Leaves out files that somebody removed, together with their rows, while they were read."""
+    """Leaves out files that were removed, together with their rows, while they were read."""
     with registry.reading() as connection:
-        kept = {registry.path_of(row["sha256"]) for row in connection.execute("SELECT sha256 FROM engines")}
+        kept = referred(registry, connection)
+        kept |= {registry.root / row["file"] for row in connection.execute("SELECT file FROM engines")}
     return [one for one in findings if one.kind != "damaged" or one.path is None or one.path in kept]

@@ -1,21 +1,23 @@
 """The registry's database file: how it is made, opened and upgraded, and how its errors read.
 
-What is in it is told by `klas_zoo.registry.schema`; in which order it is written is `klas_zoo.registry.store`'s
-business. Reading never changes a registry: one of an older version is read through a copy in
-memory that is upgraded there. Writing upgrades the file first, in one transaction.
+`klas_zoo.registry.schema` has its tables; `klas_zoo.registry.store` decides in which order they are written. Reading
+never changes a registry: one of an older version is read through a copy in memory that is upgraded there. Writing
+upgrades the file first, in one transaction.
 """
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from klas_zoo.errors import DamagedRegistry, NewerRegistry, RegistryError
 from klas_zoo.files import replacing
+from klas_zoo.filesystems import network_file_system
 from klas_zoo.registry.schema import SCHEMA_VERSION, upgrade, version_of
+
+OnUpgrade = Callable[[sqlite3.Connection], None]
 
 _APPLICATION_ID = 0x6B6C6173  # "klas", so that another program's database is never taken for ours
 
@@ -53,7 +55,7 @@ def create(database: Path) -> None:
         _beside(database, suffix).unlink(missing_ok=True)
     with replacing(database) as temporary, closing(sqlite3.connect(temporary)) as connection:
         connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA journal_mode = {_journal(database)}")
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         upgrade(connection)
 
@@ -64,42 +66,97 @@ def connect(database: Path, *, timeout_s: float = 10) -> sqlite3.Connection:
     Args:
         timeout_s: how long a statement waits for another process, in seconds.
     """
+    return _connect(database, timeout_s)[0]
+
+
+def _journal(database: Path) -> str:
+    """How SQLite keeps changes that are not complete: a log that readers share needs memory that all of them see.
+
+    Machines share none, so on a file system of several machines it is a rollback journal (https://sqlite.org/wal.html).
+    """
+    return "DELETE" if network_file_system(database.parent) else "WAL"
+
+
+def _set_journal(connection: sqlite3.Connection, database: Path) -> None:
+    """Changes a database that was copied to another kind of file system, or made there by an earlier version."""
+    wanted = _journal(database)
+    (found,) = connection.execute("PRAGMA journal_mode").fetchone()
+    if found.upper() == wanted:
+        return
     try:
-        # read-write even to read: the last one that leaves then tidies the log away
-        return _attach(database, "mode=rw", timeout_s)
+        connection.execute(f"PRAGMA journal_mode = {wanted}")
     except sqlite3.OperationalError:
+        if wanted == "DELETE":  # somebody has it open with the log
+            raise
+
+
+def _connect(database: Path, timeout_s: float = 10) -> tuple[sqlite3.Connection, bool]:
+    """A connection as `connect` gives it, and whether it takes locks."""
+    if _has_log(database) and (shared := network_file_system(database.parent)):
         log = _beside(database, "-wal")
         if log.exists() and log.stat().st_size:
-            raise
-    # To read a WAL database SQLite has to write beside it. Without a log the file itself is
-    # complete, and is not written: whoever could would write a log first.
-    return _attach(database, "immutable=1", timeout_s)
+            raise RegistryError(
+                f"The registry {database.parent} lies on a file system that machines share ({shared}), and {log.name} "
+                "holds changes that only the machine that wrote them can read: run klas-zoo registry gc there."
+            )
+        return _attach(database, "immutable=1", timeout_s), False
+    try:
+        # read-write even to read: the last one that leaves then tidies the log away
+        return _attach(database, "mode=rw", timeout_s), True
+    except sqlite3.OperationalError:
+        for log in (_beside(database, "-wal"), _beside(database, "-journal")):
+            if log.exists() and log.stat().st_size:
+                raise
+    # To read a WAL database SQLite has to write beside it. Without a log the file itself is complete.
+    return _attach(database, "immutable=1", timeout_s), False
 
 
 @contextmanager
-def reading(database: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that sees one moment, at this version's schema; nothing on the disk is changed."""
-    with closing(connect(database)) as connection:
+def reading(database: Path, on_upgrade: OnUpgrade = lambda connection: None) -> Iterator[sqlite3.Connection]:
+    """A connection that sees one moment, at this version's schema; nothing on the disk is changed.
+
+    Args:
+        on_upgrade: called with the upgraded copy of a registry of an earlier version.
+    """
+    before = _stamp(database)
+    connection, locks = _connect(database)
+    with closing(connection):
         connection.execute("BEGIN")
         found = version_of(connection)  # the moment that is seen begins here
         _check_version(database, found)
         if found == SCHEMA_VERSION:
             yield connection
-            return
-        with closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
-            connection.backup(copy)
-            copy.row_factory = sqlite3.Row
-            upgrade(copy)
-            yield copy
+        else:
+            with closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
+                connection.backup(copy)
+                copy.row_factory = sqlite3.Row
+                upgrade(copy, finish=on_upgrade)
+                yield copy
+    if not locks and _stamp(database) != before:
+        # another process wrote to the file meanwhile, so that pages of two moments may have been read
+        raise sqlite3.OperationalError("database is locked")
+
+
+def _stamp(database: Path) -> tuple[int, int, int]:
+    """Changes when a file is written or replaced."""
+    found = database.stat()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 @contextmanager
-def transaction(database: Path, *, timeout_s: float = 60) -> Iterator[sqlite3.Connection]:
-    """A connection that alone may write, at this version's schema; commits at the end, or changes nothing."""
+def transaction(
+    database: Path, on_upgrade: OnUpgrade = lambda connection: None, *, timeout_s: float = 60
+) -> Iterator[sqlite3.Connection]:
+    """A connection that alone may write, at this version's schema; commits at the end, or changes nothing.
+
+    Args:
+        on_upgrade: called in the transaction that upgrades a registry of an earlier version.
+    """
     # never the connection that only reads: it would say "readonly" of a disk that is full
     with closing(_attach(database, "mode=rw", timeout_s)) as connection:
         if version_of(connection) < SCHEMA_VERSION:
-            upgrade(connection)
+            upgrade(connection, finish=on_upgrade)
+        _set_journal(connection, database)
         connection.execute("BEGIN IMMEDIATE")
         try:
             _check_version(database, version_of(connection))
@@ -139,6 +196,12 @@ def _check_version(database: Path, found: int) -> None:
         raise DamagedRegistry(f"{database} has schema {found}, which no klas-zoo made: move it away.")
 
 
+def _has_log(database: Path) -> bool:
+    """Whether its header says that changes are kept in a log that readers share."""
+    with database.open("rb") as file:
+        return file.read(20)[18:] == b"\2\2"
+
+
 def _beside(database: Path, suffix: str) -> Path:
     return database.with_name(database.name + suffix)
 
@@ -157,6 +220,10 @@ def in_one_sentence(root: Path, done: str) -> Iterator[None]:
         yield
     except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
         raise
+    except IndexError as error:
+        if str(error) != "No item with that key":  # of sqlite3.Row: a column has lost its name
+            raise
+        raise _damaged(root, error) from error
     except UnicodeDecodeError as error:  # a damaged schema, quoted by SQLite in a message
         raise _damaged(root, error) from error
     except sqlite3.Error as error:
@@ -180,6 +247,8 @@ def _damaged(root: Path, error: Exception) -> DamagedRegistry:
 
 def _is_full(root: Path) -> bool:
     """Whether there is not even room for the index of SQLite's log, 32 kB."""
+    import shutil
+
     return root.is_dir() and shutil.disk_usage(root).free < 2**16
 
 

@@ -1,67 +1,81 @@
-"""What is known of an engine's latency: measured by its build or in a profile, or predicted. Imports nothing heavy.
+"""Latencies of registered engines out of profiles, stored beside those the builds measured. Imports nothing heavy.
 
-A measured latency always wins over a predicted one, the newer one over the older, and an
-interpolation between measurements of the device over a roofline.
+A profile holds a few networks that were measured and a model of the rest. Its latencies have their own
+conditions (threads, options, clock, hardware): they stand beside a build's, and replace one only where all
+conditions are equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import sqlite3
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from klas_zoo.costs.estimates import estimate, measured
+from klas_zoo.cascades.definition import Cascade
+from klas_zoo.errors import ProfileError
+from klas_zoo.profiles.estimates import estimate, measurements
 from klas_zoo.profiles.profile import Profile
 from klas_zoo.profiles.records import LatencyRecord
 from klas_zoo.profiles.store import ProfileStore
+from klas_zoo.registry import Registry, rows
 from klas_zoo.registry.records import EngineRecord
 
 
-def with_profiles(engines: Sequence[EngineRecord], root: Path) -> list[EngineRecord]:
-    """Engines with all that the profiles beside a registry tell of their latencies.
+def apply_profiles(registry: Registry, family: str | None = None, device: str | None = None) -> None:
+    """Stores what the profiles beside a registry know of its engines, or of those of one family or device.
 
     Raises:
-        ProfileError: a stored profile cannot be read.
+        ProfileError: a stored profile cannot be read; the others were applied.
+        RegistryError: the registry cannot be written.
     """
-    if not (root / "profiles").is_dir():
-        return list(engines)
-    store = ProfileStore.of(root)
-    held = {key: store.profiles(*key) for key in {(one.family, one.device) for one in engines}}
-    return [replace(one, latencies=known_latencies(one, held[one.family, one.device])) for one in engines]
+    if (registry.root / "profiles").is_dir():
+        with registry.changing() as connection:
+            damaged = apply_to(connection, registry.root, family, device)
+        if damaged:
+            raise damaged[0]
 
 
-def known_latencies(engine: EngineRecord, profiles: Iterable[Profile]) -> tuple[LatencyRecord, ...]:
-    """The best that is known of an engine, one record for each batch size.
+def apply_to(
+    connection: sqlite3.Connection, root: Path, family: str | None = None, device: str | None = None
+) -> list[ProfileError]:
+    """The same in an open transaction; returns why profiles were skipped."""
+    store, damaged = ProfileStore.of(root), []
+    held: dict[tuple[str, str], list[Profile]] = {}
+    for path in store.paths(family, device):
+        try:
+            for profile in store.read(path):
+                held.setdefault((profile.family, profile.device), []).append(profile)
+        except ProfileError as error:
+            damaged.append(error)
+    for (name, where), profiles in held.items():
+        found = connection.execute(
+            f"SELECT engines.*, finished_at, {', '.join(rows.OF_A_BUILD)} FROM engines"
+            " JOIN builds ON builds.id = engines.build_id WHERE family = ? AND device = ? AND removed_at IS NULL",
+            (name, where),
+        ).fetchall()
+        for row in found:
+            for latency in latencies_in(profiles, rows.read_engine(row, (), root)):
+                rows.put_latency(connection, row["id"], latency, from_profile=True)
+    return damaged
 
-    Args:
-        profiles: of the engine's family and device; those of other networks under the same names, with
-            another runtime or precision are passed over.
+
+def latencies_in(profiles: Iterable[Profile], engine: EngineRecord) -> Iterator[LatencyRecord]:
+    """The latencies that profiles of an engine's family and device have of it.
+
+    Profiles of other networks under the same names, and those with another runtime or precision, are skipped.
     """
-    found: dict[int, list[LatencyRecord]] = {one.batch: [one] for one in engine.latencies}
+    route = engine.route
+    if isinstance(route, Cascade):  # profiles know routes
+        return
     for profile in profiles:
-        latency = latency_in(profile, engine)
-        if latency is not None:
-            found.setdefault(profile.batch, []).append(latency)
-    return tuple(max(records, key=_rank) for _, records in sorted(found.items()))
-
-
-def latency_in(profile: Profile, engine: EngineRecord) -> LatencyRecord | None:
-    """What one profile tells of an engine; None where it tells nothing."""
-    if (profile.runtime, profile.precision, profile.input_shape) != (
-        engine.runtime,
-        engine.precision,
-        engine.input_shape,
-    ):
-        return None
-    network = profile.network(engine.route)
-    if network is not None:
-        same = (network.macs, network.parameters) == (engine.macs, engine.parameters)
-        return measured(profile, network) if same else None
-    model = profile.model
-    if model is None or not model.covers(engine.route) or model.macs(engine.route) != engine.macs:
-        return None
-    return estimate(profile, engine.route)
-
-
-def _rank(latency: LatencyRecord) -> tuple[int, str]:
-    return ("roofline", "interpolated", "measured").index(latency.origin), latency.measured_at
+        same = (profile.runtime, profile.precision, profile.input_shape)
+        if same != (engine.runtime, engine.precision, engine.input_shape):
+            continue
+        network = profile.network(route)
+        if network is not None:
+            if (network.macs, network.parameters) == (engine.macs, engine.parameters):
+                yield from measurements(profile, network)
+            continue
+        model = profile.model
+        if model is not None and model.covers(route) and model.macs(route) == engine.macs:
+            yield estimate(profile, route)

@@ -11,30 +11,37 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import onnxruntime
 
-from klas_zoo.errors import NothingFits, PackageError, UnknownName, UsageError, VerificationError
+from klas_zoo.budget import Budget, Candidates
+from klas_zoo.cascades.definition import Cascade
+from klas_zoo.cascades.records import CascadeFacts
+from klas_zoo.errors import ExportError, NothingFits, PackageError, UnknownName, UsageError, VerificationError
+from klas_zoo.exporters.cascade_fitting import PathRunner
+from klas_zoo.exporters.cascade_runner import CascadeCounters, CascadeRunner, Interval
+from klas_zoo.exporters.held_files import HeldPackage
 from klas_zoo.exporters.manifest import PackagedRoute
 from klas_zoo.exporters.package import Package
-from klas_zoo.frontier import frontier
-from klas_zoo.profiles.devices import CPU_PROVIDER, first_line, open_session, physical_cores
-from klas_zoo.runtime.controller import Controller, ControllerCounters, ControllerSettings
+from klas_zoo.exporters.packaged_cascades import read_cascades
+from klas_zoo.hardware import physical_cores
+from klas_zoo.memory import return_freed
+from klas_zoo.profiles.devices import resolve_device
+from klas_zoo.profiles.records import LatencyRecord
+from klas_zoo.profiles.runners import SessionRunner, images_of
+from klas_zoo.profiles.timing import Method, Runner, statistics_of, time_in_turn
+from klas_zoo.runtime.controller import Controller, ControllerCounters, ControllerSettings, Rung
+from klas_zoo.runtimes import CPU_PROVIDER, Session, open_engine, parse_options
+from klas_zoo.runtimes.ort import WEIGHTS_FOLDER
 from klas_zoo.units import format_latency
 
 __all__ = ["Controller", "ControllerCounters", "ControllerSettings", "Counters", "ElasticSession"]
 
-_SHARED = {
-    "session.disable_prepacking": "1",
-    # the threads of a session that has answered would spin where the next one computes
-    "session.force_spinning_stop": "1",
-}
-_PACKED = {"session.force_spinning_stop": "1"}
+_SHARED = {"session.disable_prepacking": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,24 +53,29 @@ class Counters:
         switches: calls that took another route than the one before.
         over_budget: calls with `latency_ms` that took longer.
         images: how many were answered.
+        cascades: by name, what each cascade did.
     """
 
     calls: Mapping[str, int]
     switches: int
     over_budget: int
     images: int
+    cascades: Mapping[str, CascadeCounters] = field(default_factory=dict)
 
 
 class ElasticSession:
     """All routes of a package, open at once. Safe to use from many threads.
 
     Args:
-        package: a package of ONNX graphs, or its folder, which is then checked.
+        package: a package of ONNX graphs, or its folder. Its files are checked when they are opened, also where a
+            `Package` was opened before.
         provider: onnxruntime's execution provider.
         threads: that compute one operator; None: one for each physical core.
         routes: names of the routes to open. Default: all that were verified.
         packed: names of the routes whose weights are packed: faster, and in memory once more each.
             `all` or `none` of them are the two ends.
+        spinning: whether idle threads poll for work, see `klas_zoo.runtimes.open_engine`; False saves processor time
+            in a service that is called a few times a second, for slightly slower calls.
 
     Raises:
         PackageError: the package is damaged, or has no graphs.
@@ -79,24 +91,32 @@ class ElasticSession:
         threads: int | None = None,
         routes: Iterable[str] | None = None,
         packed: Collection[str] | Literal["all", "none"] = "none",
+        spinning: bool | None = None,
     ) -> None:
-        self.package = package if isinstance(package, Package) else Package.open(package)
+        self.package = package if isinstance(package, Package) else Package.open(package, content=False)
         if self.package.manifest.format != "onnx":
             raise PackageError(
                 f"{self.package.folder} is a package of format {self.package.manifest.format}: an elastic session runs "
                 "ONNX graphs, so export with --format onnx."
             )
-        self.provider, self.threads = provider, threads or physical_cores()
+        self.provider, self.threads, self.spinning = provider, threads or physical_cores(), spinning
         chosen = self._chosen(routes)
         names = [one.name for one in chosen]
         self.packed = frozenset({"all": names, "none": []}[packed] if isinstance(packed, str) else packed)
         for name in self.packed:
             if name not in names:
                 raise UnknownName("route", name, names)
-        self._sessions = {one.name: self._open(one) for one in chosen}
+        self._files = HeldPackage(self.package)
+        self._sessions: dict[str, Session] = {one.name: self._open(one) for one in chosen}
+        self._files.check_opened()
         self._routes = {one.name: one for one in chosen}
-        self._input = next(iter(self._sessions.values())).get_inputs()[0].name
+        timed = any(latency.provider == provider for one in chosen for latency in one.latencies)
+        # only then: finding out about a GPU takes seconds
+        self._hardware = resolve_device("cpu" if provider == CPU_PROVIDER else "cuda").hardware if timed else ""
         self._latencies = {one.name: self._known(one) for one in chosen}
+        self._cascades: dict[str, CascadeRunner] = {}
+        self._facts: dict[str, CascadeFacts] = {}
+        self._paths: dict[str, dict[int, tuple[float, ...]]] = {}  # by cascade and batch size, medians in ms
         self._lock = threading.Lock()
         self._calls = dict.fromkeys(names, 0)
         self._switches = self._over = self._images = 0
@@ -104,14 +124,80 @@ class ElasticSession:
 
     @property
     def routes(self) -> tuple[PackagedRoute, ...]:
-        """Those that are open, cheapest first."""
+        """Those that are open, smallest first."""
         return tuple(self._routes.values())
+
+    @property
+    def cascades(self) -> tuple[str, ...]:
+        """Names of the cascades that were added."""
+        return tuple(self._cascades)
+
+    def add_cascade(
+        self, cascade: Cascade | str, *, name: str | None = None, expected: Sequence[Interval] | None = None
+    ) -> str:
+        """Opens a cascade of routes of this package; `run(images, route=name)` executes it.
+
+        Stages that continue are cut out of the package's own engines, see `klas_zoo.exporters.cascade_graphs`.
+
+        Args:
+            cascade: or its name, such as `small ?p<0.83 -> small.1-4+base.5-8`.
+            name: to run it by. Default: its own.
+            expected: intervals of the shares that go on behind each stage but the last; see
+                `klas_zoo.exporters.cascade_runner.CascadeRunner`.
+
+        Returns:
+            The name.
+
+        Raises:
+            UsageError: it is no cascade, or the name is taken.
+            UnknownName: the package has no such route.
+            ExportError: a stage shall continue from one whose weights it does not share.
+        """
+        found = self._parsed(cascade) if isinstance(cascade, str) else cascade
+        name = str(found) if name is None else name
+        if name in self._sessions or name in self._cascades:
+            raise UsageError(f"The name {name} is taken: run it by that name, or give the cascade another one.")
+        engines = {str(route): self._files.graph(self.package.route(str(route))) for route in found.routes}
+        runner = CascadeRunner(
+            found, engines, self.package.folder, provider=self.provider, threads=self.threads,
+            options={} if self.packed else _SHARED, spinning=self.spinning, expected=expected,
+        )  # fmt: skip
+        self._files.check_opened()
+        with self._lock:
+            self._cascades[name] = runner
+            self._calls[name] = 0
+        return name
+
+    def add_package_cascades(self) -> tuple[str, ...]:
+        """Opens the cascades that the package carries, of routes that are open; returns their names.
+
+        `run(images, mean_ms=…)` chooses among them too, and `latency_ms` where even an image that every stage executes
+        is within the budget. Their top-1 has to be of the images that the routes' are of; others run by name only.
+
+        Raises:
+            ExportError: onnxruntime cannot load a stage.
+        """
+        carried = read_cascades(self.package)
+        comparable = carried.data.get("fingerprint", "") == self.package.manifest.data.get("fingerprint", "")
+        names = []
+        for one in carried.cascades:
+            if not {str(route) for route in one.cascade.routes} <= self._sessions.keys():
+                continue
+            name = self.add_cascade(one.cascade, expected=one.facts.heldout.escalated_intervals)
+            names.append(name)
+            if comparable:
+                self._facts[name] = one.facts
+                self._paths[name] = {
+                    timed.batch: timed.paths_ms for timed in one.latencies if self._is_here(timed, self._cascades[name])
+                }
+        return tuple(names)
 
     def run(
         self,
         images: np.ndarray,
         *,
         latency_ms: float | None = None,
+        mean_ms: float | None = None,
         route: str | None = None,
         controller: Controller | None = None,
         waited_ms: float = 0.0,
@@ -119,20 +205,25 @@ class ElasticSession:
         """Images (B, C, H, W), float32 → logits (B, classes), on the route that was asked for.
 
         Args:
-            latency_ms: take the most accurate route whose known latency at this batch size fits.
-            route: take this one.
+            latency_ms: take the most accurate route whose known latency at this batch size fits; of a cascade that of
+                its longest path.
+            mean_ms: take the most accurate route or cascade whose mean over images fits.
+            route: take this one, a route or a cascade that was added.
             controller: take the one that this chooses, and tell it how long the call took.
             waited_ms: how long the call has waited so far; it counts.
 
         Raises:
-            UsageError: not exactly one of the three, images of another shape, or no latency is known.
+            UsageError: not exactly one of the four, images of another shape, or no latency is known.
             UnknownName: no such route is open.
             NothingFits: no route is within the budget; the message names the nearest.
             VerificationError: onnxruntime failed.
+            DamagedPackage: somebody has written to the weights file since it was opened.
         """
         images = self._checked(images)
-        if sum(one is not None for one in (latency_ms, route, controller)) != 1:
-            raise UsageError("Say one of latency_ms, route and controller.")
+        if sum(one is not None for one in (latency_ms, mean_ms, route, controller)) != 1:
+            raise UsageError("Pass one of latency_ms, mean_ms, route and controller.")
+        if mean_ms is not None:
+            route = self.best_by_mean(mean_ms, batch=len(images))
         name = self._name(route, latency_ms, controller, waited_ms, len(images))
         started = time.perf_counter()
         logits = self._answer(name, images)
@@ -148,21 +239,25 @@ class ElasticSession:
         return logits
 
     def best(self, latency_ms: float, *, batch: int = 1, percentile: str = "p50") -> str:
-        """The most accurate route within a budget; of networks that nobody trained, the one of most work.
+        """The most accurate route within a budget; of untrained networks, the one of most work.
 
         Raises:
             UsageError: no latency at this batch size is known.
             NothingFits: no route is within the budget.
         """
-        known = self.latencies(batch=batch, percentile=percentile)
-        fitting = [one for one in self.routes if known.get(one.name, np.inf) <= latency_ms]
-        if not fitting:
-            nearest = min(known, key=lambda name: known[name])
-            raise NothingFits(
-                f"No route answers {batch} image{'s' if batch > 1 else ''} within {format_latency(latency_ms)}: the "
-                f"nearest, {nearest}, takes {format_latency(known[nearest])}."
-            )
-        return max(fitting, key=_accuracy).name
+        return _within(self._candidates(batch, percentile, cascades=True), latency_ms, f"{_images(batch)} within")
+
+    def best_by_mean(self, mean_ms: float, *, batch: int = 1) -> str:
+        """The most accurate route or cascade whose mean latency over images is within a limit.
+
+        Of a cascade that is the mean of its paths by the shares of held-out images; of a route its median.
+
+        Raises:
+            UsageError: no latency at this batch size is known.
+            NothingFits: nothing is within the limit.
+        """
+        candidates = self._candidates(batch, "p50", cascades=True, mean=True)
+        return _within(candidates, mean_ms, f"{_images(batch)} in a mean of")
 
     def latencies(self, *, batch: int = 1, percentile: str = "p50") -> dict[str, float]:
         """Milliseconds for a batch of each route that was measured so, with these threads on such hardware.
@@ -178,20 +273,54 @@ class ElasticSession:
             )
         return known
 
-    def calibrate(self, *, batch: int = 1, runs: int = 30) -> dict[str, float]:
-        """Measures every open route here and now, in turns; its medians in ms replace what was known."""
-        images = np.random.default_rng(0).standard_normal((batch, *self._shape), dtype=np.float32)
-        taken: dict[str, list[float]] = {name: [] for name in self._sessions}
-        for turn in range(runs + 2):
-            for name in self._sessions:
-                started = time.perf_counter()
-                self._answer(name, images)
-                if turn >= 2:  # the first ones page weights in
-                    taken[name].append(1e3 * (time.perf_counter() - started))
-        for name, found in taken.items():
-            p50, p90, p99 = np.percentile(found, (50, 90, 99)).tolist()
-            self._latencies[name][batch] = {"p50": p50, "p90": p90, "p99": p99}
+    def calibrate(
+        self, *, batch: int = 1, runs: int = 30, routes: Collection[str] | None = None
+    ) -> dict[str, float]:
+        """Measures open routes and the package's cascades here and now, in turns; medians replace what was known.
+
+        Args:
+            routes: their names. Default: all.
+
+        Returns:
+            The medians of all routes, milliseconds.
+
+        Raises:
+            UnknownName: no such route is open.
+        """
+        images, names = images_of(batch, self._shape), (*self._sessions, *self._facts) if routes is None else routes
+        runners: dict[tuple[str, int], Runner] = {}
+        for name in names:
+            if name in self._facts:
+                cascade = self._cascades[name]
+                stages = range(1, len(cascade.cascade.stages) + 1)
+                runners |= {(name, count): PathRunner(cascade, count, images) for count in stages}
+            else:
+                runners[name, 0] = SessionRunner(self._sessions[self._opened(name)], images)
+        method = Method(warmup_ms=0, min_runs=runs, min_ms=0, rounds=min(runs, 10))
+        found = {key: statistics_of(times.host_ms) for key, times in time_in_turn(runners, method).items()}
+        for name, stages_done in found:
+            if not stages_done:
+                seen = found[name, 0]
+                self._latencies[name][batch] = {"p50": seen.p50_ms, "p90": seen.p90_ms, "p99": seen.p99_ms}
+            else:
+                paths = tuple(seen.p50_ms for (one, _), seen in found.items() if one == name)
+                self._paths[name][batch] = paths
         return self.latencies(batch=batch)
+
+    def is_comparable(self, cascade: str) -> bool:
+        """Whether `mean_ms` and `latency_ms` may choose it: one of the package, judged on the images of its routes."""
+        return cascade in self._facts
+
+    def cascade_counters(self, cascade: str) -> CascadeCounters:
+        """What a cascade did so far."""
+        return self._cascades[cascade].counters()
+
+    def paths(self, cascade: str, *, batch: int = 1) -> tuple[float, ...]:
+        """Median milliseconds of each path of a cascade of the package, all images of a batch taking it.
+
+        Empty where they were not measured, or the cascade is not one of the package.
+        """
+        return self._paths.get(cascade, {}).get(batch, ())
 
     def controller(
         self, target_ms: float, *, batch: int = 1, settings: ControllerSettings | None = None
@@ -201,16 +330,62 @@ class ElasticSession:
         Raises:
             UsageError: no latency at this batch size is known.
         """
-        known = self.latencies(batch=batch)
-        timed = [one for one in self.routes if one.name in known]
-        best = frontier(timed, lambda one: known[one.name], _accuracy)
-        return Controller([(one.name, known[one.name]) for one in best], target_ms, settings)
+        return Controller(self.ladder(batch=batch), target_ms, settings)
+
+    def ladder(self, *, batch: int = 1, cascades: bool = False) -> tuple[Rung, ...]:
+        """The routes that no faster one is as accurate as, from fast to slow, with their milliseconds for a batch.
+
+        Args:
+            cascades: of the package too, by their longest path.
+
+        Raises:
+            UsageError: no latency at this batch size is known.
+        """
+        candidates = self._candidates(batch, "p50", cascades=cascades)
+        return tuple((one.name, candidates.latency_ms(one)) for one in candidates.frontier())
+
+    @property
+    def most_accurate(self) -> str:
+        """The name of the most accurate open route; of untrained networks, the one of most work."""
+        return max(self.routes, key=_accuracy).name
+
+    def release_memory(self) -> None:
+        """Returns to the system what large batches took; onnxruntime holds on to it otherwise.
+
+        Costs a run of one image on every route and through every stage of each cascade. The next large batch takes the
+        memory anew.
+
+        Raises:
+            ExportError: onnxruntime failed.
+        """
+        for session in self._sessions.values():
+            session.release_memory()
+        for cascade in self._cascades.values():
+            cascade.release_memory()
+        return_freed()
 
     def counters(self) -> Counters:
         with self._lock:
             return Counters(
-                calls=dict(self._calls), switches=self._switches, over_budget=self._over, images=self._images
-            )
+                calls=dict(self._calls), switches=self._switches, over_budget=self._over, images=self._images,
+                cascades={name: runner.counters() for name, runner in self._cascades.items()},
+            )  # fmt: skip
+
+    def _candidates(
+        self, batch: int, percentile: str, *, cascades: bool = False, mean: bool = False
+    ) -> Candidates[_Choice]:
+        known = self.latencies(batch=batch, percentile=percentile)
+        items = [_Choice(one.name, known.get(one.name, np.inf), _accuracy(one)) for one in self.routes]
+        for name, facts in self._facts.items() if cascades else ():
+            paths = self.paths(name, batch=batch)
+            if paths:
+                shares = facts.heldout.shares
+                mixed = sum(ms * share for ms, share in zip(paths, shares, strict=True)) if mean else paths[-1]
+                items.append(_Choice(name, mixed, facts.test.top1))
+        return Candidates(
+            items=items, latency_ms=lambda one: one.latency_ms, accuracy=lambda one: one.accuracy,
+            name=lambda one: one.name,
+        )  # fmt: skip
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -226,31 +401,52 @@ class ElasticSession:
             raise PackageError(f"No route of {self.package.folder} was verified: none is opened unless it is named.")
         return chosen
 
-    def _open(self, route: PackagedRoute) -> onnxruntime.InferenceSession:
-        config = _PACKED if route.name in self.packed else _SHARED
-        return open_session(self.package.engine(route), self.provider, self.threads, config)
+    def _open(self, route: PackagedRoute) -> Session:
+        options = {} if route.name in self.packed else _SHARED
+        try:
+            return open_engine(
+                self._files.graph(route), provider=self.provider, threads=self.threads,
+                options={**options, WEIGHTS_FOLDER: str(self.package.folder.absolute())}, spinning=self.spinning,
+            )  # fmt: skip
+        except ExportError as error:  # which knows no file's name
+            raise type(error)(f"{self.package.engine(route)}: {error}") from error
 
     def _known(self, route: PackagedRoute) -> dict[int, dict[str, float]]:
-        """By batch size and percentile, what the package knows of this provider, these threads, such hardware."""
-        from klas_zoo.profiles.devices import resolve_device
+        """By batch size and percentile, what the package knows of this session's conditions.
 
-        here = resolve_device("cpu").hardware if self.provider == CPU_PROVIDER else None
+        Latencies are taken with weights packed or not: the difference is small, and `calibrate` measures it.
+        """
+        session = self._sessions[route.name]
         return {
             one.batch: {"p50": one.p50_ms, "p90": one.p90_ms, "p99": one.p99_ms}
             for one in route.latencies
-            if (one.provider, one.threads) == (self.provider, self.threads)
-            and (here is None or one.hardware == here)
+            if self._is_here(one, session)
         }
+
+    def _is_here(self, latency: LatencyRecord, session: Session | CascadeRunner) -> bool:
+        """Whether it was measured under the conditions of a session."""
+        return (
+            (latency.provider, latency.hardware, latency.clock) == (self.provider, self._hardware, "host")
+            and latency.threads in (session.threads, self.threads)  # GPU records have either 0 or those of the host
+            and _without_packing(latency.options) == _without_packing(session.options)
+        )
 
     def _name(
         self, route: str | None, latency_ms: float | None, controller: Controller | None, waited_ms: float, batch: int
     ) -> str:
         if latency_ms is not None:
             return self.best(latency_ms - waited_ms, batch=batch)
-        name = controller.route if controller is not None else str(route)
+        if route in self._cascades:
+            return route
+        return self._opened(controller.route if controller is not None else str(route))
+
+    def _opened(self, name: str) -> str:
         if name not in self._sessions:
-            raise UnknownName("route", name, self._sessions)
+            raise UnknownName("route", name, (*self._sessions, *self._cascades))
         return name
+
+    def _parsed(self, text: str) -> Cascade:
+        return Cascade.parse(text, lambda name: self.package.route(name).route)
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
         if images.ndim != 4 or images.shape[1:] != self._shape or not len(images):
@@ -259,12 +455,44 @@ class ElasticSession:
 
     def _answer(self, name: str, images: np.ndarray) -> np.ndarray:
         try:
-            found: np.ndarray = self._sessions[name].run(None, {self._input: images})[0]
-        except Exception as error:  # onnxruntime's exceptions have no common class of their own
-            raise VerificationError(f"onnxruntime cannot run the route {name}: {first_line(error)}.") from error
+            cascade = self._cascades.get(name)
+            found = cascade.run(images)[0] if cascade is not None else self._sessions[name].run(images)
+        except ExportError as error:
+            raise VerificationError(f"Cannot run the route {name}: {error}.") from error
+        self._files.check()
         return found
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """A route or a cascade with what a choice is made by."""
+
+    name: str
+    latency_ms: float
+    accuracy: float
+
+
+def _within(candidates: Candidates[_Choice], limit_ms: float, what: str) -> str:
+    budget = Budget(latency_ms=limit_ms)
+    best = candidates.best(budget)
+    if best is None:
+        nearest = candidates.nearest(budget)
+        assert nearest is not None  # a session has a route
+        raise NothingFits(
+            f"No route answers {what} {format_latency(limit_ms)}: the nearest, {nearest.name}, takes "
+            f"{format_latency(nearest.latency_ms)}."
+        )
+    return best.name
+
+
+def _images(batch: int) -> str:
+    return f"{batch} image{'s' if batch > 1 else ''}"
+
+
+def _without_packing(options: str) -> dict[str, str]:
+    return {key: value for key, value in parse_options(options).items() if key not in _SHARED}
+
+
 def _accuracy(route: PackagedRoute) -> float:
-    """What makes a route better than another: top-1, or work where nobody trained any of them."""
+    """What makes a route better than another: top-1, or work where none of them is trained."""
     return float(route.macs) if route.top1 is None else route.top1

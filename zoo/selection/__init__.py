@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from klas_zoo.chains import Chain
 from klas_zoo.errors import SelectionError
 from klas_zoo.routes import Route
-from klas_zoo.selection.candidates import Candidate, Cost, Pair, SelectionSettings
+from klas_zoo.selection.candidates import Candidate, CostFunction, Pair, SelectionSettings
 from klas_zoo.selection.measurements import Measurements
 from klas_zoo.selection.pairs import choose_pairs, neighbours, stitchable_pairs
-from klas_zoo.selection.scoring import Problem, Selector
+from klas_zoo.selection.scoring import SelectionProblem, Selector
 from klas_zoo.selection.selectors import find_selector
 
 
@@ -63,9 +63,14 @@ class Selection:
 
 
 def pairs_of(
-    selector: Selector, chains: dict[str, Chain], measured: Measurements, cost: Cost, settings: SelectionSettings,
-    *, unit: str = "multiply-adds",
-) -> tuple[Pair, ...]:  # fmt: skip
+    selector: Selector,
+    chains: dict[str, Chain],
+    measured: Measurements,
+    cost: CostFunction,
+    settings: SelectionSettings,
+    *,
+    unit: str = "multiply-adds",
+) -> tuple[Pair, ...]:
     """The pairs a selector stitches: those the settings name, or its own.
 
     Raises:
@@ -81,24 +86,24 @@ def pairs_of(
 
 
 def select(
-    chains: dict[str, Chain], measured: Measurements, cost: Cost, settings: SelectionSettings,
+    chains: dict[str, Chain], measured: Measurements, cost: CostFunction, settings: SelectionSettings,
     *, unit: str = "multiply-adds",
 ) -> Selection:  # fmt: skip
     """Chooses stitches for a family. Runs no network.
 
     Args:
-        chains: anchors ordered from cheap to dear.
+        chains: anchors ordered from small to large.
         measured: at least what `find_selector(settings.selector).asks_for(settings)` names.
         cost: multiply-adds of a route, or anything else to spread the stitches over, in `unit`.
 
     Raises:
         SelectionError: no pair of anchors has a seam, a wanted pair is not ordered by cost, no
             stitch lies between its anchors in cost, or something needed was not measured.
-        UnknownName: a wanted pair names no anchor of the family, or nobody knows the selector.
+        UnknownName: a wanted pair names no anchor of the family, or the selector is unknown.
     """
     selector = find_selector(settings.selector)
     pairs = pairs_of(selector, chains, measured, cost, settings, unit=unit)
-    problem = Problem(chains=chains, pairs=pairs, cost=cost, settings=settings)
+    problem = SelectionProblem(chains=chains, pairs=pairs, cost=cost, settings=settings)
     candidates = selector.choose(problem, measured)
     if not candidates:
         raise SelectionError(

@@ -12,7 +12,7 @@ from math import floor, nan
 from klas_zoo.chains import Chain, can_stitch
 from klas_zoo.routes import Direction, Route, Seam
 
-Cost = Callable[[Route], float]
+CostFunction = Callable[[Route], float]
 Pair = tuple[str, str]
 _BOTH: tuple[Direction, Direction] = ("up", "down")
 
@@ -24,9 +24,9 @@ class SelectionSettings:
     Attributes:
         buckets: of equal width in cost, between the two anchors of a pair.
         tolerance: τ; a bucket keeps its best candidate and all within this share of its score.
-        pairs: (cheaper, dearer) anchors to stitch, instead of those the selector would choose.
+        pairs: (smaller, larger) anchors to stitch, instead of those the selector would choose.
         selector: a name of `klas_zoo.selection.selectors.SELECTORS`.
-        direction: `up` stitches from the cheaper anchor to the dearer one, as KLAS does; `down` the other way,
+        direction: `up` stitches from the smaller anchor to the larger one, as KLAS does; `down` the other way,
             `both` lets the two compete in the same buckets (SN-Netv2, ECCV 2024, calls this two-way stitching).
         most: keep the best so many of each bucket, whatever τ says, and cover no target blocks, so
             that two selectors keep equally many. None: the rule of τ. Rules (`snnet`, `all`) keep theirs.
@@ -48,7 +48,7 @@ class Candidate:
 
     Attributes:
         cost: of the whole route, in multiply-adds, or ms where selection goes by latency.
-        bucket: 0-based, from the cheaper anchor's cost to the dearer one's.
+        bucket: 0-based, from the smaller anchor's cost to the larger one's.
         score: lower is better, its unit is the selector's; None where a rule chose without one.
         terms: what the score was computed from, by name.
         reason: `best` of its bucket, `tied` within τ, `kept` among the best so many, `covers` a target
@@ -82,9 +82,9 @@ class Candidate:
 
 
 def candidates_of(
-    chains: dict[str, Chain], pair: Pair, cost: Cost, buckets: int, direction: Direction = "up"
+    chains: dict[str, Chain], pair: Pair, cost: CostFunction, buckets: int, direction: Direction = "up"
 ) -> list[Candidate]:
-    """All stitches of a (cheaper, dearer) pair, 1 ≤ j, that cost more than the one and less than the other.
+    """All stitches of a (smaller, larger) pair, 1 ≤ j, that cost more than the one and less than the other.
 
     j = 0, which replaces only the target's stem, is left out: Γ has no probe there.
     """
@@ -101,8 +101,8 @@ def candidates_of(
     return [one for one in to_candidates(chains, places, cost, buckets) if low < one.cost < high]
 
 
-def to_candidates(chains: dict[str, Chain], seams: Iterable[Seam], cost: Cost, buckets: int) -> list[Candidate]:
-    """A candidate for every seam; one that costs no more than the cheaper anchor, or no less than the dearer
+def to_candidates(chains: dict[str, Chain], seams: Iterable[Seam], cost: CostFunction, buckets: int) -> list[Candidate]:
+    """A candidate for every seam; one that costs no more than the smaller anchor, or no less than the larger
     one, belongs to the first or last bucket."""
     ends: dict[Pair, tuple[float, float]] = {}
     found = []
@@ -123,7 +123,7 @@ def to_candidates(chains: dict[str, Chain], seams: Iterable[Seam], cost: Cost, b
     return found
 
 
-def anchor_costs(chains: dict[str, Chain], pair: Pair, cost: Cost) -> tuple[float, float]:
+def anchor_costs(chains: dict[str, Chain], pair: Pair, cost: CostFunction) -> tuple[float, float]:
     """Of the two anchors, whole."""
     low, high = (cost(Route.anchor(name, chains[name].depth)) for name in pair)
     return low, high

@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from klas_zoo.chains import Chain
+from klas_zoo.chains import Chain, evaluating
 from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
-from klas_zoo.modes import evaluating
 from klas_zoo.routes import Seam
 
 # a share of features' squares that is rounding in float32: such features never change

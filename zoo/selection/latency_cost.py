@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from klas_zoo.errors import SelectionError
 from klas_zoo.profiles.macs import ChainCost
 from klas_zoo.routes import Route
-from klas_zoo.selection.candidates import Cost
+from klas_zoo.selection.candidates import CostFunction
 
 
-def latency_cost(chains: Mapping[str, ChainCost], anchors_ms: Mapping[str, float], macs: Cost) -> Cost:
+def latency_cost(chains: Mapping[str, ChainCost], anchors_ms: Mapping[str, float], macs: CostFunction) -> CostFunction:
     """Milliseconds of a route: each anchor's latency times the share of its multiply-adds that run.
 
     A stitching layer costs what as many multiply-adds of its target do. This is a prediction: it takes

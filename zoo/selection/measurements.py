@@ -1,35 +1,38 @@
-"""What selectors decide by: numbers that cost forward passes, measured once and kept with the build."""
+"""What selectors decide by: numbers that cost forward passes, measured once and cached with the build."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
 
 from klas_zoo.errors import SelectionError
+from klas_zoo.reading import convert
 from klas_zoo.routes import Seam
 from klas_zoo.selection.candidates import Pair
 from klas_zoo.selection.similarity import Similarities
 
 Values = Mapping[Seam, float]
-Need = Literal["outputs", "probes", "calibrated", "cka", "residual", "accuracy", "output_kl", "latency_ms"]
+Need = Literal["outputs", "probes", "cka", "residual", "accuracy", "output_kl", "latency_ms"]
+
+SEAM_NEEDS: frozenset[Need] = frozenset({"cka", "residual", "accuracy", "output_kl"})
+"""What is measured for every candidate of its own, and so for those of one direction and of some pairs only."""
 
 
 class SelectionWarning(UserWarning):
-    """Selection goes on, but what it goes by may mean little."""
+    """The selection is made, but the measurements behind it may mean little."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurements:
-    """None where nobody asked for it. A selector names the fields it needs.
+    """None where it was not measured. A selector names the fields it needs.
 
     Attributes:
-        outputs: (cheaper, dearer) → Θ between the anchors' own outputs, in nats.
+        outputs: (smaller, larger) → Θ between the anchors' own outputs, in nats.
         probes: Θ between probes of all blocks.
-        calibrated: the same of probes whose temperature was fitted on other held-out images.
         cka: linear CKA of the two sides of a seam, 0..1, 1 alike.
         residual: share of the target features' variance that the closed-form T leaves, 0..1.
         accuracy: top-1 of the stitch right after the closed-form T, per cent.
@@ -39,7 +42,6 @@ class Measurements:
 
     outputs: Mapping[Pair, float] | None = None
     probes: Similarities | None = None
-    calibrated: Similarities | None = None
     cka: Values | None = None
     residual: Values | None = None
     accuracy: Values | None = None
@@ -62,7 +64,7 @@ class Measurements:
         return getattr(self, need)
 
     def output_distances(self) -> dict[Pair, float]:
-        """Θ between the anchors' own outputs, (cheaper, dearer), in nats."""
+        """Θ between the anchors' own outputs, (smaller, larger), in nats."""
         if self.outputs is not None:
             return dict(self.outputs)
         between: Similarities = self.get("probes")
@@ -74,9 +76,8 @@ class Measurements:
         found: dict[str, Any] = {}
         if self.outputs is not None:
             found["outputs"] = [[*pair, value] for pair, value in self.outputs.items()]
-        for name in ("probes", "calibrated"):
-            if (similar := getattr(self, name)) is not None:
-                found[name] = _similarities_to_json(similar)
+        if self.probes is not None:
+            found["probes"] = _similarities_to_json(self.probes)
         for name in _SEAM_VALUES:
             if (values := getattr(self, name)) is not None:
                 found[name] = [[s.source, s.i, s.target, s.j, value] for s, value in values.items()]
@@ -85,23 +86,58 @@ class Measurements:
         return found
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Measurements:
-        """What `to_json` wrote; fields of a newer version are left out."""
-        known: dict[str, Any] = {}
-        for name in {one.name for one in fields(cls)} & found.keys():
-            value = found[name]
-            if name == "outputs":
-                known[name] = {(f, g): float(theta) for f, g, theta in value}
-            elif name in ("probes", "calibrated"):
-                known[name] = _similarities_from_json(value)
-            elif name in _SEAM_VALUES:
-                known[name] = {Seam(s, int(i), t, int(j)): float(one) for s, i, t, j, one in value}
-            else:
-                known[name] = {anchor: float(one) for anchor, one in value.items()}
-        return cls(**known)
+    def from_json(cls, found: Any, where: str = "measurements") -> Measurements:
+        """What `to_json` wrote; fields of another version are left out.
+
+        Raises:
+            SelectionError: it is something else.
+        """
+        table = convert(found, _Written, where, SelectionError, more=True)
+        values: dict[str, Any] = {name: getattr(table, name) for name in _SEAM_VALUES}
+        return cls(
+            outputs=None if table.outputs is None else {(f, g): theta for f, g, theta in table.outputs},
+            probes=None if table.probes is None else table.probes.similarities,
+            latency_ms=table.latency_ms,
+            **{name: rows and {Seam(*seam): value for *seam, value in rows} for name, rows in values.items()},
+        )
 
 
 _SEAM_VALUES = ("cka", "residual", "accuracy", "output_kl")
+_SeamRows = list[tuple[str, int, str, int, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WrittenSimilarities:
+    """`Similarities` as they are written."""
+
+    between: list[tuple[str, str, list[list[float]]]]
+    probe_accuracy: dict[str, list[float]]
+    entropy: dict[str, list[float]]
+    images: int
+    chance: float
+
+    @property
+    def similarities(self) -> Similarities:
+        return Similarities(
+            between={(f, g): np.array(table) for f, g, table in self.between},
+            probe_accuracy={name: np.array(one) for name, one in self.probe_accuracy.items()},
+            entropy={name: np.array(one) for name, one in self.entropy.items()},
+            images=self.images,
+            chance=self.chance,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """`Measurements` as they are written."""
+
+    outputs: list[tuple[str, str, float]] | None = None
+    probes: _WrittenSimilarities | None = None
+    cka: _SeamRows | None = None
+    residual: _SeamRows | None = None
+    accuracy: _SeamRows | None = None
+    output_kl: _SeamRows | None = None
+    latency_ms: dict[str, float] | None = None
 
 
 def _similarities_to_json(found: Similarities) -> dict[str, Any]:
@@ -112,13 +148,3 @@ def _similarities_to_json(found: Similarities) -> dict[str, Any]:
         "images": found.images,
         "chance": found.chance,
     }
-
-
-def _similarities_from_json(found: dict[str, Any]) -> Similarities:
-    return Similarities(
-        between={(f, g): np.array(table) for f, g, table in found["between"]},
-        probe_accuracy={name: np.array(one) for name, one in found["probe_accuracy"].items()},
-        entropy={name: np.array(one) for name, one in found["entropy"].items()},
-        images=found["images"],
-        chance=found["chance"],
-    )

@@ -8,29 +8,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
+
+import torch
 
 from klas_zoo.chains import Chain
-from klas_zoo.data.loading import Batch
+from klas_zoo.data.loading import Batch, Data, batches
 from klas_zoo.errors import SelectionError
 from klas_zoo.processes.team import ALONE, Team
 from klas_zoo.routes import Seam
 from klas_zoo.selection import pairs_of
-from klas_zoo.selection.answers import fit_stitches, measure_answers
-from klas_zoo.selection.calibration import calibrate, every_other
-from klas_zoo.selection.candidates import Cost, SelectionSettings, candidates_of
+from klas_zoo.selection.anchor_outputs import fit_stitches, measure_answers
+from klas_zoo.selection.candidates import CostFunction, SelectionSettings, candidates_of
 from klas_zoo.selection.cka import measure_cka
-from klas_zoo.selection.measurements import Measurements, Need, SelectionWarning
+from klas_zoo.selection.measurements import SEAM_NEEDS, Measurements, Need, SelectionWarning
 from klas_zoo.selection.probes import Probes, ProbeSettings, train_probes
 from klas_zoo.selection.selectors import find_selector
 from klas_zoo.selection.similarity import Similarities, measure_outputs, measure_similarities
 
 Advance = Callable[[int, str], None]
-Stage = Callable[[str, int, str], AbstractContextManager[Advance]]
-_OF_SEAMS: frozenset[Need] = frozenset({"cka", "residual", "accuracy", "output_kl"})
+Progress = Callable[[str, int, str], AbstractContextManager[Advance]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images:
+class MeasurementImages:
     """Streams of batches, each started anew at every call, and how many images each has.
 
     Attributes:
@@ -47,26 +48,60 @@ class Images:
     heldout_count: int
 
 
+def images_of(
+    data: Data,
+    *,
+    probing: ProbeSettings,
+    batch: int,
+    init_images: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    team: Team = ALONE,
+) -> MeasurementImages:
+    """The streams of one data set.
+
+    Args:
+        batch: images per forward pass, besides those of the probes.
+        init_images: how many training images stitching layers are fitted to.
+        team: each process gets its share of the epochs' batches; the other streams are whole.
+    """
+    wanted = min(init_images, len(data.train))
+    size = min(batch, wanted)
+    stream = partial(batches, device=device, workers=workers)
+    return MeasurementImages(
+        epochs=lambda: (
+            stream(data.train, probing.batch, shuffle_seed=seed + epoch, team=team)
+            for epoch in range(probing.epochs)
+        ),
+        fit=lambda: islice(stream(data.train, size, shuffle_seed=seed), max(1, wanted // size)),
+        heldout=lambda: stream(data.heldout, batch),
+        epochs_count=probing.epochs * len(data.train),
+        fit_count=wanted,
+        heldout_count=len(data.heldout),
+    )
+
+
 @contextmanager
 def _silent(name: str, total: int, unit: str) -> Iterator[Advance]:
     yield lambda work, remark: None
 
 
 def warn_user(sentence: str) -> None:
-    """The default where nobody listens."""
+    """The default without a listener."""
     warnings.warn(sentence, SelectionWarning, stacklevel=3)
 
 
 def measure(
     chains: dict[str, Chain],
     needs: Set[Need],
-    images: Images,
-    cost: Cost,
+    images: MeasurementImages,
+    cost: CostFunction,
     settings: SelectionSettings,
     *,
     probing: ProbeSettings,
     probes: Mapping[str, Probes] | None = None,
-    stage: Stage = _silent,
+    stage: Progress = _silent,
     warn: Callable[[str], None] = warn_user,
 ) -> Measurements:
     """Everything in `needs` but latency, which takes a device and not images.
@@ -77,7 +112,7 @@ def measure(
     Args:
         cost: multiply-adds of a route; says which stitches lie between their anchors.
         probes: those of every anchor, where they have been trained already.
-        stage: told about each pass over the images, as klas_zoo.progress.listeners.Listener is.
+        stage: called for each pass over the images, as klas_zoo.progress.listeners.Listener is.
         warn: given a sentence where the result may mean little.
 
     Raises:
@@ -85,23 +120,34 @@ def measure(
             that are not finite, or nothing to stitch.
     """
     found = Measurements()
-    if needs & {"probes", "calibrated"}:
+    if "probes" in needs:
         trained = learn_probes(chains, images, probing, stage=stage) if probes is None else probes
-        found = _compare(chains, trained, needs, images, stage, warn)
-    if not found.has("outputs") and (needs & {"outputs"} or (needs & _OF_SEAMS and settings.pairs is None)):
+        found = Measurements(probes=_compare(chains, trained, images, stage, warn))
+    if not found.has("outputs") and (needs & {"outputs"} or (needs & SEAM_NEEDS and settings.pairs is None)):
         with stage("outputs", images.heldout_count, "images") as advance:
             distances = measure_outputs(chains, images.heldout(), on_batch=lambda n: advance(n, ""))
         found = replace(found, outputs=distances)
-    if needs & _OF_SEAMS:
-        pairs = pairs_of(find_selector("klas"), chains, found, cost, settings)
-        found_for = partial(candidates_of, chains, cost=cost, buckets=settings.buckets, direction=settings.direction)
-        seams = [one.seam for pair in pairs for one in found_for(pair)]
-        found = _measure_seams(found, chains, needs, seams, images, stage)
+    if needs & SEAM_NEEDS:
+        found = _measure_seams(found, chains, needs, seams_of(chains, found, cost, settings), images, stage)
     return found
 
 
+def seams_of(
+    chains: dict[str, Chain], found: Measurements, cost: CostFunction, settings: SelectionSettings
+) -> list[Seam]:
+    """The seams that `SEAM_NEEDS` are measured for: of the pairs and the direction of the settings."""
+    pairs = pairs_of(find_selector("klas"), chains, found, cost, settings)
+    found_for = partial(candidates_of, chains, cost=cost, buckets=settings.buckets, direction=settings.direction)
+    return [one.seam for pair in pairs for one in found_for(pair)]
+
+
 def learn_probes(
-    chains: dict[str, Chain], images: Images, probing: ProbeSettings, *, stage: Stage = _silent, team: Team = ALONE
+    chains: dict[str, Chain],
+    images: MeasurementImages,
+    probing: ProbeSettings,
+    *,
+    stage: Progress = _silent,
+    team: Team = ALONE,
 ) -> dict[str, Probes]:
     """Trains the probes of every anchor on the training images.
 
@@ -124,11 +170,10 @@ def learn_probes(
 def _compare(
     chains: dict[str, Chain],
     probes: Mapping[str, Probes],
-    needs: Set[Need],
-    images: Images,
-    stage: Stage,
+    images: MeasurementImages,
+    stage: Progress,
     warn: Callable[[str], None],
-) -> Measurements:
+) -> Similarities:
     """Θ of the probes on the held-out images."""
     with stage("similarity", images.heldout_count, "images") as advance:
         similar = measure_similarities(chains, probes, images.heldout(), on_batch=lambda n: advance(n, ""))
@@ -136,13 +181,7 @@ def _compare(
         raise SelectionError("The held-out images are of one class only; there is nothing to tell apart.")
     for sentence in probe_warnings(similar):
         warn(sentence)
-    if "calibrated" not in needs:
-        return Measurements(probes=similar)
-    with stage("calibration", images.heldout_count, "images") as advance:
-        tempered = calibrate(chains, dict(probes), every_other(images.heldout(), 0), on_batch=lambda n: advance(n, ""))
-        other = every_other(images.heldout(), 1)
-        calibrated = measure_similarities(chains, tempered, other, on_batch=lambda n: advance(n, ""))
-    return Measurements(probes=similar, calibrated=calibrated)
+    return similar
 
 
 def _watch_classes(batches: Iterable[Batch], classes: set[int]) -> Iterator[Batch]:
@@ -152,7 +191,12 @@ def _watch_classes(batches: Iterable[Batch], classes: set[int]) -> Iterator[Batc
 
 
 def _measure_seams(
-    found: Measurements, chains: dict[str, Chain], needs: Set[Need], seams: list[Seam], images: Images, stage: Stage
+    found: Measurements,
+    chains: dict[str, Chain],
+    needs: Set[Need],
+    seams: list[Seam],
+    images: MeasurementImages,
+    stage: Progress,
 ) -> Measurements:
     if "cka" in needs:
         with stage("CKA", images.heldout_count, "images") as advance:
@@ -188,11 +232,10 @@ def probe_warnings(similar: Similarities) -> list[str]:
     return sentences
 
 
-def _check_images(chains: dict[str, Chain], images: Images, probing: ProbeSettings) -> None:
+def _check_images(chains: dict[str, Chain], images: MeasurementImages, probing: ProbeSettings) -> None:
     classes = next(iter(chains.values())).classes
     count = images.epochs_count // max(1, probing.epochs)
     if count < classes:
         raise SelectionError(
-            f"{count} training images are fewer than the {classes} classes: probes cannot learn a class "
-            "they never see."
+            f"{count} training images are fewer than the {classes} classes: probes cannot learn a class they never see."
         )

@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from klas_zoo.chains import Chain
+from klas_zoo.chains import Chain, evaluating
 from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
-from klas_zoo.modes import evaluating
 from klas_zoo.processes.team import ALONE, Team
 
 
@@ -85,9 +84,9 @@ class _Standardise(nn.Module):
         variance, mean = torch.var_mean(features, 1, keepdim=True, correction=0)
         if self.team.size == 1:
             return variance, mean
-        whole = self.team.add(mean.clone()) / self.team.size
+        whole = self.team.all_reduce(mean.clone()) / self.team.size
         # the mean of the shares' variances, and the variance of the shares' means
-        return self.team.add(variance + (mean - whole) ** 2) / self.team.size, whole
+        return self.team.all_reduce(variance + (mean - whole) ** 2) / self.team.size, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +123,7 @@ def train_probes(
         epochs: `settings.epochs` iterators over the training split.
         team: every process comes with an equal share of each batch; all end with the same probes, those
             of one process up to rounding.
-        on_batch: told the number of images after each batch.
+        on_batch: called with the number of images after each batch.
 
     Raises:
         SelectionError: an anchor's features or a probe's loss are not finite; names the block.

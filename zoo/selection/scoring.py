@@ -16,7 +16,7 @@ import numpy as np
 from klas_zoo.chains import Chain
 from klas_zoo.errors import SelectionError
 from klas_zoo.routes import Seam
-from klas_zoo.selection.candidates import Candidate, Cost, Pair, SelectionSettings, candidates_of
+from klas_zoo.selection.candidates import Candidate, CostFunction, Pair, SelectionSettings, candidates_of
 from klas_zoo.selection.measurements import Measurements, Need
 
 # Θ between neighbouring blocks below this, in nats, is noise of the estimate, not capacity
@@ -27,12 +27,12 @@ Score = Callable[[Candidate, Measurements], tuple[float, Terms]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class SelectionProblem:
     """What a selector chooses from: `pairs` of the `chains`, at a `cost`."""
 
     chains: dict[str, Chain]
     pairs: tuple[Pair, ...]
-    cost: Cost
+    cost: CostFunction
     settings: SelectionSettings
 
     def candidates(self, pair: Pair) -> list[Candidate]:
@@ -54,7 +54,7 @@ class Selector:
 
     name: str
     description: str
-    choose: Callable[[Problem, Measurements], list[Candidate]]
+    choose: Callable[[SelectionProblem, Measurements], list[Candidate]]
     formula: str = ""
     needs: frozenset[Need] = frozenset()
     pairs: Literal["nearest", "neighbours", "every"] = "nearest"
@@ -72,7 +72,7 @@ def by_score(
 ) -> Selector:
     """A selector that keeps the lowest scores of each bucket."""
 
-    def choose(problem: Problem, measured: Measurements) -> list[Candidate]:
+    def choose(problem: SelectionProblem, measured: Measurements) -> list[Candidate]:
         chosen: list[Candidate] = []
         for pair in problem.pairs:
             scored = [_scored(one, *score(one, measured)) for one in problem.candidates(pair)]
@@ -129,9 +129,9 @@ def _score(candidate: Candidate) -> float:
     return candidate.score
 
 
-def gamma(candidate: Candidate, measured: Measurements, *, of: Need = "probes") -> tuple[float, dict[str, float]]:
+def gamma(candidate: Candidate, measured: Measurements) -> tuple[float, dict[str, float]]:
     """Γ of one stitch (KLAS Eq. 2), with a guard against a target block that changes nothing."""
-    similar = measured.get(of)
+    similar = measured.get("probes")
     mismatch = similar.theta(candidate.source, candidate.i, candidate.target, candidate.j)
     capacity = similar.theta(candidate.target, candidate.j, candidate.target, candidate.j + 1)
     score = max(mismatch, 0.0) / max(capacity, LEAST_CAPACITY)

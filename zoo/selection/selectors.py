@@ -13,8 +13,7 @@ import numpy as np
 from klas_zoo.errors import UnknownName
 from klas_zoo.selection.candidates import Candidate
 from klas_zoo.selection.measurements import Measurements
-from klas_zoo.selection.own import OWN
-from klas_zoo.selection.scoring import Problem, Selector, Terms, by_score, gamma, value_of
+from klas_zoo.selection.scoring import SelectionProblem, Selector, Terms, by_score, gamma, value_of
 from klas_zoo.selection.snnet import choose_by_windows
 
 
@@ -43,7 +42,12 @@ def _direct(candidate: Candidate, measured: Measurements) -> tuple[float, Terms]
     return -top1, {"top1_direct": top1}
 
 
-def _draw(problem: Problem, measured: Measurements) -> list[Candidate]:
+def _output_kl(candidate: Candidate, measured: Measurements) -> tuple[float, Terms]:
+    found = value_of("output_kl", candidate, measured)
+    return found, {"output_kl": found}
+
+
+def _draw(problem: SelectionProblem, measured: Measurements) -> list[Candidate]:
     generator = np.random.default_rng(problem.settings.seed)
     chosen: list[Candidate] = []
     for pair in problem.pairs:
@@ -57,17 +61,17 @@ def _draw(problem: Problem, measured: Measurements) -> list[Candidate]:
     return chosen
 
 
-def _all(problem: Problem, measured: Measurements) -> list[Candidate]:
+def _all(problem: SelectionProblem, measured: Measurements) -> list[Candidate]:
     return [replace(c, reason="all") for pair in problem.pairs for c in problem.candidates(pair)]
 
 
-def _windows(problem: Problem, measured: Measurements) -> list[Candidate]:
+def _windows(problem: SelectionProblem, measured: Measurements) -> list[Candidate]:
     return choose_by_windows(
         problem.chains, problem.pairs, problem.cost, problem.settings.buckets, problem.settings.direction
     )
 
 
-PUBLISHED = (
+_ALL = (
     by_score(
         "klas", "the paper's: probes' divergence over the target's capacity to absorb it",
         "Γ = Θ(P_i, P_j) / Θ(P_j, P_{j+1})", {"probes"}, gamma,
@@ -89,10 +93,15 @@ PUBLISHED = (
     ),
     Selector(name="random", description="drawn uniformly, one per bucket", choose=_draw),
     Selector(name="all", description="every candidate of every pair; needs no data", choose=_all, pairs="every"),
+    # our own: it executes every candidate, as direct matching does, but a distribution says more per image than a hit
+    by_score(
+        "output-kl", "divergence of the stitch's output from the target's right after the closed-form T",
+        "KL(target ‖ stitch)", {"output_kl"}, _output_kl,
+    ),
 )  # fmt: skip
 
 
-SELECTORS: Mapping[str, Selector] = {one.name: one for one in (*PUBLISHED, *OWN)}
+SELECTORS: Mapping[str, Selector] = {one.name: one for one in _ALL}
 """Every selector by its name, the published ones first."""
 
 
@@ -100,7 +109,7 @@ def find_selector(name: str) -> Selector:
     """A selector by its name.
 
     Raises:
-        UnknownName: nobody knows it; names the nearest.
+        UnknownName: there is none of that name; the message names the nearest.
     """
     if name not in SELECTORS:
         raise UnknownName("selector", name, SELECTORS)

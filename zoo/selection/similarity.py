@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from klas_zoo.chains import Chain
+from klas_zoo.chains import Chain, evaluating
 from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
-from klas_zoo.modes import evaluating
 from klas_zoo.selection.probes import log_probabilities
 
 FloatArray = np.ndarray
@@ -52,7 +51,7 @@ class Similarities:
         """Θ(P_i of source, P_j of target); i and j count blocks from 1.
 
         Raises:
-            SelectionError: an older klas-zoo measured, and only from cheap to dear.
+            SelectionError: an older klas-zoo measured, and only from small to large.
         """
         if (source, target) not in self.between:
             raise SelectionError(f"Θ from {source} to {target} was not measured: build again to stitch that way.")
@@ -118,7 +117,7 @@ def measure_similarities(
 def measure_outputs(
     chains: dict[str, Chain], heldout: Iterable[Batch], *, on_batch: Callable[[int], None] = lambda images: None
 ) -> dict[tuple[str, str], float]:
-    """Θ between the final outputs of every two anchors, cheaper first, in nats; needs no probes.
+    """Θ between the final outputs of every two anchors, smaller first, in nats; needs no probes.
 
     Raises:
         SelectionError: no images, or an anchor gives values that are not finite.

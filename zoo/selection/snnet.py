@@ -26,11 +26,11 @@ from torch import nn
 from klas_zoo.chains import Chain, Shape, can_stitch
 from klas_zoo.errors import SelectionError
 from klas_zoo.routes import Direction, Seam
-from klas_zoo.selection.candidates import Candidate, Cost, Pair, to_candidates
+from klas_zoo.selection.candidates import Candidate, CostFunction, Pair, to_candidates
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class NetworkStage:
     """Consecutive blocks whose features share a grid: `depth` of them, after `before` earlier ones."""
 
     grid: Shape
@@ -38,12 +38,12 @@ class Stage:
     depth: int
 
 
-def stages(chain: Chain) -> list[Stage]:
+def stages(chain: Chain) -> list[NetworkStage]:
     """The stages of a chain, in order; the stem belongs to none."""
-    found: list[Stage] = []
+    found: list[NetworkStage] = []
     for shape, blocks in groupby(layout.grid for layout in chain.layouts[1:]):
         before = found[-1].before + found[-1].depth if found else 0
-        found.append(Stage(grid=shape, before=before, depth=len(list(blocks))))
+        found.append(NetworkStage(grid=shape, before=before, depth=len(list(blocks))))
     return found
 
 
@@ -81,9 +81,9 @@ def window_seams(source: Chain, target: Chain) -> list[tuple[int, int]]:
 
 
 def choose_by_windows(
-    chains: dict[str, Chain], pairs: Sequence[Pair], cost: Cost, buckets: int, direction: Direction = "up"
+    chains: dict[str, Chain], pairs: Sequence[Pair], cost: CostFunction, buckets: int, direction: Direction = "up"
 ) -> list[Candidate]:
-    """SN-Net's stitches of these (cheaper, dearer) pairs, whatever they cost.
+    """SN-Net's stitches of these (smaller, larger) pairs, whatever they cost.
 
     SN-Net goes `up`; the same windows the other way, and both, are SN-Netv2's two-way stitching. Between
     unequal depths the rule finds stitches only into the deeper network.

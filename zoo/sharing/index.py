@@ -1,4 +1,4 @@
-"""The index of a shared package: of which pieces each of its files is made. Read from strangers."""
+"""The index of a shared package: of which pieces each of its files is made. Read from untrusted places."""
 
 from __future__ import annotations
 
@@ -7,33 +7,44 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from msgspec import Meta
 
 from klas_zoo.errors import RemoteError
-from klas_zoo.stored import is_plain_name, is_sha256, refuse_newer, schema_of
+from klas_zoo.reading import Count, PlainName, Sha256, read
 
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 32 * 2**20
-"""A file is cut into pieces of this size; a transfer that was cut short goes on with the next piece."""
+"""A file is cut into pieces of this size; a transfer that was interrupted resumes with the next piece."""
 MOST_INDEX_BYTES = 64 * 2**20
+LARGEST_BYTES = 64 * 10**9
+"""Of a package, unless more is allowed: what a place claims is not taken for granted."""
+# not in the class below: annotations there are evaluated when the first index is read, and tests change CHUNK_BYTES
+PieceBytes = Annotated[int, Meta(gt=0, le=CHUNK_BYTES)]
 _MOST_FILES = 100_000
+_AGAIN = "Push the package again."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
     """A piece of a file."""
 
-    sha256: str
-    size_bytes: int
+    sha256: Sha256
+    size_bytes: PieceBytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedFile:
     """A file of a package; its pieces one after another are its content."""
 
-    name: str
-    size_bytes: int
+    name: PlainName
+    size_bytes: Count
     chunks: tuple[Chunk, ...]
+
+    def __post_init__(self) -> None:
+        if self.size_bytes != sum(chunk.size_bytes for chunk in self.chunks):
+            raise ValueError(f"the pieces of {self.name} are not as long as the file")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +52,11 @@ class Index:
     """All files of one version of a package."""
 
     files: tuple[SharedFile, ...]
+
+    def __post_init__(self) -> None:
+        names = {file.name.lower() for file in self.files}
+        if not 0 < len(self.files) <= _MOST_FILES or len(names) < len(self.files):
+            raise ValueError("it names no file, too many, or one twice")
 
     @property
     def size_bytes(self) -> int:
@@ -71,9 +87,7 @@ def index_of(folder: Path, names: list[str]) -> Index:
 
 
 def _shared_file(path: Path) -> SharedFile:
-    chunks = tuple(
-        Chunk(sha256=hashlib.sha256(piece).hexdigest(), size_bytes=len(piece)) for piece in pieces(path)
-    )
+    chunks = tuple(Chunk(sha256=hashlib.sha256(piece).hexdigest(), size_bytes=len(piece)) for piece in pieces(path))
     return SharedFile(name=path.name, size_bytes=sum(one.size_bytes for one in chunks), chunks=chunks)
 
 
@@ -85,7 +99,7 @@ def pieces(path: Path) -> Iterator[bytes]:
 
 
 def read_index(content: bytes, where: str) -> Index:
-    """Checks what somebody stored as an index, and that it names nothing outside of its package.
+    """Checks what is stored as an index, and that it names nothing outside of its package.
 
     Args:
         where: its URL, for messages.
@@ -93,47 +107,4 @@ def read_index(content: bytes, where: str) -> Index:
     Raises:
         RemoteError: it is none, or a newer klas-zoo wrote it.
     """
-    table = read_table(content, where)
-    try:
-        files = tuple(map(_file_from_json, table["files"]))
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise RemoteError(f"{where} is no index of a package ({what}): push it again.") from error
-    if not 0 < len(files) <= _MOST_FILES or len({file.name.lower() for file in files}) < len(files):
-        raise RemoteError(f"{where} is no index of a package: it names no file, too many, or one twice.")
-    return Index(files=files)
-
-
-def read_table(content: bytes, where: str) -> dict[str, Any]:
-    """A JSON object of a schema that this version knows.
-
-    Raises:
-        RemoteError: it is none.
-    """
-    try:
-        table = json.loads(content.decode())
-    except (ValueError, RecursionError) as error:
-        raise RemoteError(f"{where} is not JSON ({error}): push the package again.") from error
-    version = schema_of(table)
-    if version is None:
-        raise RemoteError(f"{where} was not written by klas-zoo: it has no schema_version.")
-    refuse_newer(version, SCHEMA_VERSION, where, RemoteError)
-    assert isinstance(table, dict)
-    return table
-
-
-def _file_from_json(table: dict[str, Any]) -> SharedFile:
-    name, size_bytes = table["name"], table["size_bytes"]
-    if not is_plain_name(name):
-        raise ValueError(f"a file {str(name)[:80]!r}, which is no plain file of the package's own folder")
-    chunks = tuple(map(_chunk_from_json, table["chunks"]))
-    if type(size_bytes) is not int or size_bytes != sum(chunk.size_bytes for chunk in chunks):
-        raise ValueError(f"the pieces of {name} are not as long as the file")
-    return SharedFile(name=name, size_bytes=size_bytes, chunks=chunks)
-
-
-def _chunk_from_json(table: dict[str, Any]) -> Chunk:
-    sha256, size_bytes = table["sha256"], table["size_bytes"]
-    if not is_sha256(sha256) or type(size_bytes) is not int or not 0 < size_bytes <= CHUNK_BYTES:
-        raise ValueError("a piece without SHA-256, or of no possible size")
-    return Chunk(sha256=sha256, size_bytes=size_bytes)
+    return read(content, Index, where, RemoteError, newest=SCHEMA_VERSION, more=True, advice=_AGAIN)

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from klas_zoo.errors import PackageError, RemoteError, UnknownName, UsageError
-from klas_zoo.exporters.manifest import MANIFEST
-from klas_zoo.exporters.package import Package
-from klas_zoo.files import make_directory, sync_directory
-from klas_zoo.sharing.index import (
-    MOST_INDEX_BYTES,
-    Chunk,
-    Index,
-    SharedFile,
-    index_of,
-    read_index,
-    read_table,
-)
-from klas_zoo.sharing.push import check_name, latest_path, object_path, version_path
-from klas_zoo.sharing.remote import Remote
-from klas_zoo.stored import is_sha256
-
-_VERSION = re.compile(r"[0-9a-f]{4,64}")
+from klas_zoo.addresses import local_path
+from klas_zoo.errors import PackageError, RemoteError, UsageError
+from klas_zoo.exporters.manifest import MANIFEST, Manifest
+from klas_zoo.exporters.manifest_reading import read_manifest
+from klas_zoo.exporters.package import SIGNATURE, Package, read_table
+from klas_zoo.sharing.index import LARGEST_BYTES
+from klas_zoo.sharing.sources import Source, open_source
+from klas_zoo.sharing.staging import staging_for
+from klas_zoo.units import format_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,166 +40,79 @@ def pull(
     name: str | None = None,
     version: str | None = None,
     options: Mapping[str, Any] | None = None,
+    largest_bytes: int = LARGEST_BYTES,
     on_start: Callable[[int], None] = lambda size_bytes: None,
     on_bytes: Callable[[int], None] = lambda size_bytes: None,
 ) -> Pulled:
-    """Copies a package from a URL into a new folder; goes on where a pull before it stopped.
+    """Copies a package from a URL into a new folder; resumes where an earlier pull stopped.
 
-    Every piece is compared with its SHA-256 when it arrives, and the whole package is checked before
+    Everything is compared with its SHA-256 when it arrives, and the whole package is checked before
     the folder gets its name.
 
     Args:
         name: may be left out where the URL holds one package only.
         version: the first digits of a version; by default the one pushed last.
         options: what fsspec's file system takes.
-        on_start: told how much there is.
-        on_bytes: told of every piece that is there.
+        largest_bytes: that the package may have.
+        on_start: called with the size in bytes.
+        on_bytes: called with the size of every piece that is there.
 
     Raises:
         UsageError: something else stands in the folder, or there is no such package or version.
-        RemoteError: the place cannot be read, or does not hold what was pushed.
+        RemoteError: the place cannot be read, does not hold what was pushed, or claims a larger package.
         PackageError: what was pushed is no sound package, or the folder cannot be written.
     """
-    target = Path(folder).expanduser().absolute()
-    remote = Remote(url, options)
-    name = _name(remote, name)
-    version = _version(remote, name, version)
-    index = _index(remote, name, version)
-    on_start(index.size_bytes)
+    target = local_path(folder, "the folder to pull into").absolute()
+    source = open_source(url, name=name, version=version, options=options)
+    size = sum(source.files.values())
+    if size > largest_bytes:
+        raise RemoteError(
+            f"{source.shown} names a package of {format_size(size)}, more than the {format_size(largest_bytes)} that "
+            "are allowed: pass --max-size if that is right."
+        )
+    on_start(size)
     try:
-        received = _receive(remote, index, target, on_bytes)
+        received = _receive(source, size, target, on_bytes)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise PackageError(
-            f"{target} cannot be written: {error.strerror or error}{where}. The same command goes on where it stopped."
+            f"{target} cannot be written: {error.strerror or error}{where}. Rerun the command to resume."
         ) from error
-    return Pulled(folder=target, name=name, version=version, size_bytes=index.size_bytes, received_bytes=received)
+    return Pulled(folder=target, name=source.name, version=source.version, size_bytes=size, received_bytes=received)
 
 
-def _receive(remote: Remote, index: Index, target: Path, on_bytes: Callable[[int], None]) -> int:
+def _receive(source: Source, size: int, target: Path, on_bytes: Callable[[int], None]) -> int:
     if os.path.lexists(target):
-        _check_same(target, index)
+        _check_same(target, source)
         return 0
-    with _staging(target, index.version) as staging:
+    with staging_for(target, source.version) as staging:
         if os.path.lexists(target):  # another pull was faster
-            _check_same(target, index)
+            _check_same(target, source)
             return 0
-        received = sum(_fetch(remote, file, staging / file.name, on_bytes) for file in index.files)
-        package = Package.open(staging)
-        if {MANIFEST, *package.manifest.files} != {file.name for file in index.files}:
-            raise RemoteError(f"{remote.url} holds other files than its manifest names: push the package again.")
-        sync_directory(staging)
-        staging.rename(target)
-        sync_directory(target.parent)
+        staging.require_only(source.files)
+        staging.require_space(size)
+        received = source.receive([MANIFEST], staging, on_bytes)
+        _check_listing(source, read_manifest(read_table(staging.folder)[0], f"{source.shown}: {MANIFEST}"))
+        received += source.receive(sorted(set(source.files) - {MANIFEST}), staging, on_bytes)
+        Package.open(staging.folder)
+        staging.require_only(source.files)
+        staging.finish()
     return received
 
 
-@contextmanager
-def _staging(target: Path, version: str) -> Iterator[Path]:
-    """A folder for what arrives, kept where the pull is cut short; one pull at a time has it."""
-    import fcntl
-
-    make_directory(target.parent)
-    outer = target.with_name(f".{target.name}.{version[:16]}.part")
-    while True:
-        outer.mkdir(exist_ok=True)
-        try:
-            lock = (outer / "lock").open("ab")
-        except FileNotFoundError:
-            continue  # another pull was done just now
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _is_at(lock.fileno(), outer / "lock"):
-                continue
-            inner = outer / "package"
-            inner.mkdir(exist_ok=True)
-            yield inner
-            shutil.rmtree(outer)
-            return
+def _check_listing(source: Source, manifest: Manifest) -> None:
+    """Refuses what does not belong to a package before it is fetched."""
+    if {MANIFEST, *manifest.files} != set(source.files) - {SIGNATURE}:
+        raise RemoteError(f"{source.shown} holds other files than its manifest names: push the package again.")
+    for name, entry in manifest.files.items():
+        if entry.size_bytes != source.files[name]:
+            raise RemoteError(f"{source.shown} holds {name} in another size than its manifest says: push it again.")
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _fetch(remote: Remote, file: SharedFile, path: Path, on_bytes: Callable[[int], None]) -> int:
-    """Completes a file piece by piece; how many bytes had to come."""
-    received = 0
-    with path.open("r+b" if path.exists() else "w+b") as output:
-        for chunk in file.chunks:
-            start = output.tell()
-            if hashlib.sha256(output.read(chunk.size_bytes)).hexdigest() != chunk.sha256:
-                output.seek(start)
-                output.truncate()
-                output.write(_chunk(remote, chunk))
-                received += chunk.size_bytes
-            on_bytes(chunk.size_bytes)
-        output.truncate()
-        output.flush()
-        os.fsync(output.fileno())
-    return received
-
-
-def _chunk(remote: Remote, chunk: Chunk) -> bytes:
-    path = object_path(chunk.sha256)
-    content = remote.read(path, chunk.size_bytes)
-    if content is None:
-        raise RemoteError(f"{remote.where(path)} is missing: push the package again.")
-    if hashlib.sha256(content).hexdigest() != chunk.sha256:
-        raise RemoteError(f"{remote.where(path)} is not what was pushed: push the package again.")
-    return content
-
-
-def _check_same(target: Path, index: Index) -> None:
+def _check_same(target: Path, source: Source) -> None:
     """Refuses a folder that holds anything else than this version."""
-    names = [file.name for file in index.files]
-    if target.is_dir() and sorted(path.name for path in target.iterdir()) == sorted(names):
+    if target.is_dir() and sorted(path.name for path in target.iterdir()) == sorted(source.files):
         Package.open(target)
-        if index_of(target, names) == index:
+        if source.is_copied_to(target):
             return
     raise UsageError(f"{target} is there already and is not this package: name another folder.")
-
-
-def _name(remote: Remote, name: str | None) -> str:
-    if name is not None and remote.size(latest_path(check_name(name))) is not None:
-        return name
-    known = remote.names("packages")
-    if name is not None:
-        raise UnknownName("package", name, known, f"It was looked for at {remote.url}.")
-    if not known:
-        raise RemoteError(f"There is no package at {remote.url}: klas-zoo push puts one there.")
-    if len(known) > 1:
-        raise UsageError(f"{remote.url} holds several packages, {', '.join(known[:12])}: say --name.")
-    return check_name(known[0])
-
-
-def _version(remote: Remote, name: str, wanted: str | None) -> str:
-    if wanted is None:
-        where = latest_path(name)
-        content = remote.read(where, MOST_INDEX_BYTES)
-        if content is None:
-            raise RemoteError(f"{remote.where(where)} is missing: push the package again, or say --version.")
-        version = read_table(content, remote.where(where)).get("version")
-        if not isinstance(version, str) or not is_sha256(version):
-            raise RemoteError(f"{remote.where(where)} names no version: push the package again.")
-        return version
-    known = [one.removesuffix(".json") for one in remote.names(f"packages/{name}")]
-    known = [one for one in known if is_sha256(one)]
-    found = [one for one in known if one.startswith(wanted)]
-    if len(found) != 1 or not _VERSION.fullmatch(wanted):
-        short = [one[:12] for one in known]
-        raise UnknownName("version", wanted, short, "Write four digits or more that only one has.")
-    return found[0]
-
-
-def _index(remote: Remote, name: str, version: str) -> Index:
-    path = version_path(name, version)
-    content = remote.read(path, MOST_INDEX_BYTES)
-    if content is None:
-        raise RemoteError(f"{remote.where(path)} is missing: push the package again.")
-    if hashlib.sha256(content).hexdigest() != version:
-        raise RemoteError(f"{remote.where(path)} is not what was pushed: push the package again.")
-    return read_index(content, remote.where(path))

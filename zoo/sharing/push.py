@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from klas_zoo.addresses import local_path
 from klas_zoo.errors import PackageError, RemoteError, UsageError
-from klas_zoo.exporters.manifest import MANIFEST
 from klas_zoo.exporters.package import Package
 from klas_zoo.sharing.index import SCHEMA_VERSION, Chunk, index_of, pieces
+from klas_zoo.sharing.names import check_name, latest_path, object_path, version_path
 from klas_zoo.sharing.remote import Remote
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
+from klas_zoo.sharing.urls import scheme_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +51,22 @@ def push(
     Args:
         name: by default the family's.
         options: what fsspec's file system takes.
-        on_start: told how much there is.
-        on_bytes: told of every piece that is there, once.
+        on_start: called with the size in bytes.
+        on_bytes: called once with the size of every piece that is there.
 
     Raises:
         PackageError: the package is damaged; nothing was written.
         UsageError: a name that is none.
         RemoteError: the place cannot be written, or what was written reads back as something else.
     """
-    folder = Path(folder)
+    scheme = scheme_of(url)
+    folder = local_path(folder, "a package")
     package = Package.open(folder)
+    if scheme in ("oci", "hf"):
+        return _push_whole(scheme, package, url, name, trust_sizes, on_start, on_bytes)
     name = check_name(package.manifest.family.name if name is None else name)
     try:
-        index = index_of(folder, [MANIFEST, *package.manifest.files])
+        index = index_of(folder, list(package.shared_files))
     except OSError as error:
         raise PackageError(f"{folder} cannot be read: {error.strerror}.") from error
     remote = Remote(url, options)
@@ -80,6 +82,7 @@ def push(
     _ensure(remote, version_path(name, index.version), index.to_bytes(), trust_sizes=False)
     pointer = json.dumps({"schema_version": SCHEMA_VERSION, "version": index.version}, sort_keys=True)
     remote.write(latest_path(name), pointer.encode())
+    remote.remove_leftovers(latest_path(name))
     return Pushed(
         url=remote.url,
         name=name,
@@ -87,6 +90,24 @@ def push(
         size_bytes=index.size_bytes,
         sent_bytes=sum(chunk.size_bytes for chunk, was_sent in sent.items() if was_sent),
     )
+
+
+def _push_whole(
+    scheme: str, package: Package, url: str, name: str | None, trust_sizes: bool, on_start: Callable[[int], None],
+    on_bytes: Callable[[int], None],
+) -> Pushed:  # fmt: skip
+    """To a registry or the hub, which have layouts and digests of their own."""
+    from klas_zoo.sharing.hub import push_to_hub
+    from klas_zoo.sharing.oci import push_to_registry
+
+    if name is not None or trust_sizes:
+        raise UsageError(
+            f"A URL with {scheme}:// names the package, and digests are compared there: leave out --name and "
+            "--trust-sizes."
+        )
+    send = push_to_hub if scheme == "hf" else push_to_registry
+    place, version, size, sent = send(package, url, on_start, on_bytes)
+    return Pushed(url=str(place), name=place.name, version=version, size_bytes=size, sent_bytes=sent)
 
 
 def _ensure(remote: Remote, path: str, content: bytes, trust_sizes: bool) -> bool:
@@ -98,25 +119,3 @@ def _ensure(remote: Remote, path: str, content: bytes, trust_sizes: bool) -> boo
     if remote.read(path, len(content)) != content:
         raise RemoteError(f"{remote.where(path)} reads back as something else than was written: push again.")
     return True
-
-
-def check_name(name: str) -> str:
-    """
-    Raises:
-        UsageError: it cannot be the name of a shared package.
-    """
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"'{name[:140]}' is no name of a package: write letters, digits, - _ . and @.")
-    return name
-
-
-def object_path(sha256: str) -> str:
-    return f"objects/{sha256[:2]}/{sha256}"
-
-
-def version_path(name: str, version: str) -> str:
-    return f"packages/{name}/{version}.json"
-
-
-def latest_path(name: str) -> str:
-    return f"packages/{name}/latest.json"

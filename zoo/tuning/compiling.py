@@ -20,6 +20,8 @@ def block_by_block(supernet: Supernet, *chains: Chain, backend: str = "inductor"
     for chain in (*supernet.chains.values(), *chains):
         assert isinstance(chain, Chain)
         parts += [chain.stem, *chain.blocks, chain.head]
+    for route in supernet.routes:
+        parts += [supernet.module(step) for step in supernet.steps(route) if step.owner is not None]
     # blocks of one class share their code, for which dynamo keeps eight versions unless told otherwise
     limits: dict[str, Any] = {"recompile_limit": 4 * len(parts), "accumulated_recompile_limit": 16 * len(parts)}
     try:

@@ -38,7 +38,7 @@ def evaluate(
             hits[route] += int((logits.argmax(1) == labels).sum())
         count += len(labels)
         on_batch(len(labels))
-    *found, total = team.add(torch.tensor([*hits.values(), count])).tolist()
+    *found, total = team.all_reduce(torch.tensor([*hits.values(), count])).tolist()
     if total == 0:
         raise DataError("There are no images to evaluate on.")
     return {route: 100 * right / total for route, right in zip(hits, found, strict=True)}

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 
 from klas_zoo.chains import Chain
-from klas_zoo.profiles.devices import has_fast_bf16
+from klas_zoo.hardware import has_fast_bf16
+from klas_zoo.route_tensors import OwnTensors
 from klas_zoo.supernet import Supernet
 
 
@@ -34,6 +35,14 @@ class TuningSettings:
         routes: of several processes, all take the `same` route in a step, or `each` another.
         compile: every block by torch.compile, each on its own: a new route compiles nothing.
         memory_format: of weights and maps. `auto`: channels last for convolutions on GPUs.
+        anchors: `tuned` along with the stitching layers, or `frozen`: then only stitches learn.
+        own_norms: every stitch has normalisations of its own behind its last seam.
+        rank: of the updates of linear maps that every stitch has for itself; 0 has none.
+        adapted_blocks: how many blocks behind the seam have such updates.
+        features: weight of the distance of a stitch's last features from those of its target before tuning, as a
+            share of their variance (arXiv:2603.12433).
+        sampling: routes are drawn `uniform`ly, or in proportion to what they still `gain`.
+        temperature: of soft distillation.
     """
 
     steps: int | None
@@ -54,7 +63,19 @@ class TuningSettings:
     routes: Literal["same", "each"] = "same"
     compile: bool = False
     memory_format: Literal["auto", "contiguous", "channels-last"] = "auto"
+    anchors: Literal["tuned", "frozen"] = "tuned"
+    own_norms: bool = False
+    rank: int = 0
+    adapted_blocks: int = 2
+    features: float = 0.0
+    sampling: Literal["uniform", "gain"] = "uniform"
+    temperature: float = 1.0
     seed: int = 0
+
+    @property
+    def own(self) -> OwnTensors:
+        """Which tensors every stitch has for itself."""
+        return OwnTensors(norms=self.own_norms, rank=self.rank, blocks=self.adapted_blocks)
 
     def on(self, device: str) -> TuningSettings:
         """The same with `auto` replaced by what it means on a torch device."""

@@ -1,7 +1,8 @@
-"""Joint tuning: each step draws one route at random, so cost does not grow with their number.
+"""Tuning: each step draws one route at random, so cost does not grow with their number.
 
 The loss is a mix of cross-entropy and distillation from the largest anchor as it was before
-tuning. Anchors and stitching layers have learning rates of their own. Several processes share
+tuning. Anchors learn along, or stay frozen; stitching layers and the tensors that stitches have for
+themselves have a learning rate of their own. Several processes share
 every batch, and take the steps that one would: after the backward pass they average the gradients
 of the routes of that step. torch's DistributedDataParallel would send those of the whole supernet,
 most of which a step leaves unused.
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -28,8 +28,10 @@ from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError, UsageError
 from klas_zoo.processes.team import ALONE, Team
 from klas_zoo.routes import Route
-from klas_zoo.supernet import Supernet, steps_of
+from klas_zoo.supernet import Supernet
 from klas_zoo.tuning.compiling import block_by_block
+from klas_zoo.tuning.drawing import RouteDraw
+from klas_zoo.tuning.optimising import make_optimiser, rate_at
 from klas_zoo.tuning.settings import TuningSettings
 
 
@@ -52,11 +54,17 @@ class Progress:
 class Tuner:
     """A supernet on its way through `steps` steps; `done` of them are behind it.
 
+    Args:
+        teacher: images → logits, what routes learn from besides labels. Default: the largest anchor as it is now.
+
     Raises:
         UsageError: a batch cannot be shared out evenly.
     """
 
-    def __init__(self, supernet: Supernet, steps: int, settings: TuningSettings, *, team: Team = ALONE) -> None:
+    def __init__(
+        self, supernet: Supernet, steps: int, settings: TuningSettings, *, team: Team = ALONE,
+        teacher: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         if settings.batch % (settings.accumulate * team.size):
             raise UsageError(
                 f"A batch of {settings.batch} images cannot be cut into {settings.accumulate} parts for {team.size} "
@@ -66,27 +74,35 @@ class Tuner:
         self.device = next(supernet.parameters()).device.type
         self.settings = settings.on(self.device)
         self.memory_format = self.settings.format_of(supernet, self.device)
-        team.follow(supernet.state_dict().values())
+        if settings.own and not supernet.own:
+            supernet.give_own(settings.own, seed=settings.seed)
+        team.sync(supernet.state_dict().values())
         supernet.to(memory_format=self.memory_format)
-        dearest = list(supernet.chains.values())[-1]
-        assert isinstance(dearest, Chain)
-        self.teacher = copy.deepcopy(dearest).eval().requires_grad_(False)
+        frozen = settings.anchors == "frozen"
+        supernet.chains.requires_grad_(not frozen)
+        self.teacher = teacher or _frozen_copy(list(supernet.chains.values())[-1])
+        self.targets: dict[str, nn.Module] = {}
+        if settings.features:
+            ends = {route.segments[-1].anchor for route in supernet.routes if not route.is_anchor}
+            self.targets = {name: _frozen_copy(supernet.chain(name)) for name in sorted(ends)}
         self.average: AveragedModel | None = None
         if settings.ema is not None:
             self.average = AveragedModel(supernet, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-        self.optimiser = _optimiser(supernet, settings, self.memory_format)
+        self.optimiser = make_optimiser(supernet, settings, self.memory_format)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser, lambda step: _rate(step, steps, settings.warmup)
+            self.optimiser, lambda step: rate_at(step, steps, settings.warmup)
         )
         self.loss = math.nan
-        self._draw = random.Random(settings.seed)
+        learning = [route for route in supernet.routes if not (frozen and route.is_anchor)]
+        self._draw = RouteDraw(learning or supernet.routes, settings.sampling, settings.seed)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Training mode, compiled where that is wanted, for as long as steps are taken."""
         self.supernet.train()
         self.supernet.freeze_statistics()
-        with block_by_block(self.supernet, self.teacher) if self.settings.compile else nullcontext():
+        chains = [one for one in (self.teacher, *self.targets.values()) if isinstance(one, Chain)]
+        with block_by_block(self.supernet, *chains) if self.settings.compile else nullcontext():
             yield
 
     def step(self, batches: Iterator[Batch]) -> Progress:
@@ -119,6 +135,7 @@ class Tuner:
         self.scheduler.step()
         if self.average is not None:
             self.average.update_parameters(self.supernet)
+        self._draw.learned(routes[0], last)
         self.done += 1
         self.loss = last if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * last
         return Progress(
@@ -130,11 +147,10 @@ class Tuner:
         if self.average is not None and self.done:
             self.supernet.load_state_dict(self.average.module.state_dict())
         self.supernet.to(memory_format=torch.contiguous_format)
-        self.supernet.eval()
+        self.supernet.requires_grad_().eval()
 
     def state(self) -> dict[str, Any]:
         """Everything the next step depends on, but the batches and the processes' own generators."""
-        version, numbers, gauss = self._draw.getstate()
         return {
             "done": self.done,
             "loss": self.loss,
@@ -142,7 +158,7 @@ class Tuner:
             "average": self.average.state_dict() if self.average is not None else None,
             "optimiser": self.optimiser.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "draw": [version, list(numbers), gauss],
+            "draw": self._draw.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -152,14 +168,13 @@ class Tuner:
             self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scheduler.load_state_dict(state["scheduler"])
-        version, numbers, gauss = state["draw"]
-        self._draw.setstate((version, tuple(numbers), gauss))
+        self._draw.restore(state["draw"])
 
     def _next_routes(self) -> list[Route]:
         """One for each process. Everybody draws for everybody, so that generators stay alike."""
         if self.settings.routes == "same":
-            return [self._draw.choice(self.supernet.routes)] * self.team.size
-        return [self._draw.choice(self.supernet.routes) for _ in range(self.team.size)]
+            return [self._draw.next()] * self.team.size
+        return [self._draw.next() for _ in range(self.team.size)]
 
     def _share(self, loss: Tensor, routes: list[Route]) -> float:
         """The mean loss of the processes; their gradients become the mean in the same exchange."""
@@ -175,16 +190,35 @@ class Tuner:
 
     def _parameters_of(self, routes: list[Route]) -> Iterator[nn.Parameter]:
         """What the routes are made of, each once and in the same order in every process."""
-        modules = {step: self.supernet.module(step) for route in routes for step in steps_of(route)}
+        modules = {step: self.supernet.module(step) for route in routes for step in self.supernet.steps(route)}
         return (one for module in modules.values() for one in module.parameters() if one.requires_grad)
 
     def _loss(self, images: Tensor, labels: Tensor, route: Route) -> Tensor:
         images = images.contiguous(memory_format=self.memory_format)
         with _arithmetic(self.device, self.settings):
+            if self.settings.distillation == 0 and (not self.targets or route.is_anchor):
+                return F.cross_entropy(self.supernet(images, route).float(), labels)  # without a teacher's pass
             with torch.no_grad():
                 taught = self.teacher(images).float()
-            logits = self.supernet(images, route).float()
-        return mixed_loss(logits, labels, taught, self.settings)
+            if not self.targets or route.is_anchor:
+                return mixed_loss(self.supernet(images, route).float(), labels, taught, self.settings)
+            *before, head = self.supernet.steps(route)
+            features = images
+            for step in before:
+                features = self.supernet.module(step)(features)
+            logits = self.supernet.module(head)(features).float()
+            distance = self._distance(features, images, route.segments[-1].anchor)
+        return mixed_loss(logits, labels, taught, self.settings) + self.settings.features * distance
+
+    def _distance(self, features: Tensor, images: Tensor, target: str) -> Tensor:
+        """Of a stitch's last features, pooled, from those of its target before tuning, as a share of their variance."""
+        chain = self.targets[target]
+        assert isinstance(chain, Chain)
+        with torch.no_grad():
+            *_, wanted = chain.walk(images)
+            wanted = chain.pool(wanted, chain.layouts[-1]).float()
+        found = chain.pool(features, chain.layouts[-1]).float()
+        return (found - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp_min(1e-12)
 
     def _guilty(self, loss: Tensor, route: Route) -> str:
         mine = "" if torch.isfinite(loss) else str(route)
@@ -220,16 +254,21 @@ def mixed_loss(logits: Tensor, labels: Tensor, taught: Tensor, settings: TuningS
     """(1 − d) · cross-entropy + d · distillation, d = `settings.distillation`.
 
     Hard distillation is cross-entropy with the teacher's most likely class (DeiT, Eq. 3), soft
-    is KL(teacher ‖ route) at temperature 1.
+    is KL(teacher ‖ route) at temperature T, times T² (Hinton et al. 2015).
     """
     plain = F.cross_entropy(logits, labels)
     if settings.hard:
         distilled = F.cross_entropy(logits, taught.argmax(1))
     else:
-        distilled = F.kl_div(
-            F.log_softmax(logits, 1), F.log_softmax(taught, 1), log_target=True, reduction="batchmean"
+        heat = settings.temperature
+        distilled = heat**2 * F.kl_div(
+            F.log_softmax(logits / heat, 1), F.log_softmax(taught / heat, 1), log_target=True, reduction="batchmean"
         )
     return (1 - settings.distillation) * plain + settings.distillation * distilled
+
+
+def _frozen_copy(chain: nn.Module) -> nn.Module:
+    return copy.deepcopy(chain).eval().requires_grad_(False)
 
 
 def _arithmetic(device: str, settings: TuningSettings) -> ExitStack:
@@ -241,26 +280,3 @@ def _arithmetic(device: str, settings: TuningSettings) -> ExitStack:
             # the backward pass of the fused kernel is ten times slower in bf16
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
     return stack
-
-
-def _optimiser(
-    supernet: Supernet, settings: TuningSettings, memory_format: torch.memory_format
-) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, biases, norms and positions do not."""
-    groups = []
-    for part, rate in ((supernet.chains, settings.anchor_rate), (supernet.stitches, settings.stitch_rate)):
-        for decays in (True, False):
-            # positions and prefix tokens, (1, N, D), are no matrices
-            chosen = [p for p in part.parameters() if (p.ndim > 1 and len(p) > 1) is decays]
-            decay = settings.weight_decay if decays else 0.0
-            groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
-    # a third of the time, on CPUs too; there it takes for granted that gradients are laid out as weights are
-    return torch.optim.AdamW(groups, fused=memory_format is torch.contiguous_format)
-
-
-def _rate(step: int, steps: int, warmup: float) -> float:
-    """Linear from zero, then a cosine to zero."""
-    warm = warmup * steps
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, steps - warm)))

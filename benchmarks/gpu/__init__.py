@@ -1,0 +1,1 @@
+"""Measurements for a GPU that is borrowed for minutes: see scripts/gpu."""

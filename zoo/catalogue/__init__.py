@@ -1,0 +1,1 @@
+"""What joins the registry besides builds: plain networks, installed packages; and accuracy of any engine."""
