@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from klas_zoo.chains import Shape
 from klas_zoo.exporters.opset import FUSED
@@ -26,12 +27,30 @@ def capture(module: nn.Module, input_shape: Shape, opset: int) -> torch.export.E
     # torch takes a batch of 0 or 1 for a constant; any other number stands for all
     images = torch.zeros(2, *input_shape, device=device)
     module(images)  # some networks keep tensors from their first call, which must not happen while they are captured
-    program = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim(BATCH)},))
     # torch.onnx would write these with shapes that are computed when the graph runs
     table: dict[Any, Callable[..., Any]] = {torch.ops.aten.unbind.int: _unbind}
     if opset < FUSED:
         table[torch.ops.aten.scaled_dot_product_attention.default] = _attention
-    return program.run_decompositions(table)
+    with _Rewritten(opset):
+        program = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim(BATCH)},))
+    # called by torch's own functions, which the mode does not see into; decomposing is a quarter of a translation
+    missed = any(node.target in table for node in program.graph.nodes)
+    return program.run_decompositions(table) if missed else program
+
+
+class _Rewritten(TorchFunctionMode):
+    """While it is entered, some functions of torch are those below, in Python: torch captures what they consist of."""
+
+    def __init__(self, opset: int) -> None:
+        super().__init__()
+        self._instead: dict[Any, Callable[..., Any]] = {torch.unbind: _unbind, Tensor.unbind: _unbind}
+        if opset < FUSED:
+            self._instead[torch.nn.functional.scaled_dot_product_attention] = _attention
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self._instead.get(func, func)(*args, **(kwargs or {}))
 
 
 def _unbind(tensor: Tensor, dim: int = 0) -> list[Tensor]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fake_cuda
 import packages
@@ -14,9 +15,12 @@ import torch
 from hypothesis import settings
 from toys import write_images
 
+from klas_zoo.exporters import cascade_fitting
 from klas_zoo.families.anchors import Family, load_family
 from klas_zoo.families.specs import FamilySpec, read_family
 from klas_zoo.files import locked
+from klas_zoo.profiles import latency
+from klas_zoo.profiles.timing import Method, time_in_turn
 
 TINY_FAMILY = """
 name = "tiny-vits"
@@ -42,6 +46,18 @@ arguments = { img_size = 16, patch_size = 8, embed_dim = 48, depth = 4, num_head
 # on a busy machine any example can take long
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+LONGEST = (
+    "test_gpu_visit.py", "test_build.py", "test_census.py", "test_fake_cuda.py", "test_readers.py",
+    "test_build_integrity.py", "test_to_triton.py", "test_installing.py", "test_report_page.py", "test_team.py",
+)  # fmt: skip
+"""Files that take more than half a minute, longest first. Processes take whole files: none may be left for the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -80,6 +96,23 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _one_thread() -> None:
     # toys are too small to share out, and a busy machine makes threads wait for each other
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_runs() -> Iterator[None]:
+    """Nobody reads the latencies of toys: a second for each engine would be a third of every build."""
+    few = {
+        latency.BUILD_METHOD: Method(warmup_ms=5, min_runs=50, min_ms=0),
+        cascade_fitting.CASCADE_METHOD: Method(warmup_ms=5, min_runs=20, min_ms=0),
+    }
+
+    def timed(runners: Any, method: Method, **options: Any) -> Any:
+        return time_in_turn(runners, few.get(method, method), **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (latency, cascade_fitting):
+            patch.setattr(module, "time_in_turn", timed)
+        yield
 
 
 @pytest.fixture

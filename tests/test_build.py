@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from click.testing import CliRunner
 from PIL import Image
 from profiles_made_up import statistics
+from toy_family import networks, write_family
 
 import klas_zoo
 from klas_zoo.building.engines import time_anchors
@@ -31,17 +31,6 @@ from klas_zoo.registry import Registry
 from klas_zoo.registry.latencies import apply_profiles
 from klas_zoo.registry.picking import pick
 
-FAMILY = """
-name = "toy"
-input_shape = [3, 16, 16]
-num_classes = 3
-"""
-ANCHOR = """
-[[anchors]]
-name = "{name}"
-model = "vit_tiny_patch16_224"
-arguments = {{ img_size = 16, patch_size = 8, embed_dim = {width}, depth = 3, num_heads = 2 }}
-"""
 QUICK = (
     *("--random-weights", "--tune-steps", "3", "--tune-batch", "8", "--init-images", "16"),
     *("--probe-epochs", "1", "--probe-batch", "8", "--buckets", "3", "--tolerance", "0", "--threads", "1"),
@@ -52,8 +41,7 @@ QUICK = (
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a family file and a small image folder of three colours."""
     folder = tmp_path_factory.mktemp("toy")
-    anchors = (ANCHOR.format(name=name, width=width) for name, width in (("small", 8), ("large", 16)))
-    (folder / "toy.toml").write_text(FAMILY + "".join(anchors))
+    write_family(folder)
     generator = np.random.default_rng(0)
     for split, count in (("train", 16), ("val", 8)):
         for label, name in enumerate(("blue", "green", "red")):
@@ -306,10 +294,19 @@ def test_two_processes_build_what_one_does(toy: Path, tmp_path: Path) -> None:
     assert "Traceback" not in bad.stderr
 
 
+@pytest.fixture(scope="module")
+def untuned(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A build without tuning whose stitches CKA chose."""
+    registry = tmp_path_factory.mktemp("untuned")
+    arguments = command(toy, registry, "--selector", "cka", "--tune-steps", "0", "--json")
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return registry, json.loads(result.stdout)
+
+
 @pytest.mark.slow
-def test_without_tuning_accuracy_stays_as_it_was(toy: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, [*command(toy, tmp_path), "--tune-steps", "0", "--json"], catch_exceptions=False)
-    routes = json.loads(result.stdout)["routes"]
+def test_without_tuning_accuracy_stays_as_it_was(untuned: tuple[Path, dict]) -> None:
+    routes = untuned[1]["routes"]
     assert [r["top1"] for r in routes] == [r["top1_before"] for r in routes]
 
 
@@ -487,11 +484,11 @@ def test_routes_without_anything_measured_say_what_to_do(built: tuple[Path, dict
 
 
 @pytest.mark.slow
-def test_routes_of_another_direction_or_pair_than_was_measured_are_not_guessed(toy: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, command(toy, tmp_path, "--selector", "cka", "--tune-steps", "0"))
-    assert done.exit_code == 0, done.stderr
-    assert routes(toy, tmp_path, "--selector", "cka")[0] == 0
-    code, out, err = routes(toy, tmp_path, "--selector", "cka", "--direction", "both")
+def test_routes_of_another_direction_or_pair_than_was_measured_are_not_guessed(
+    untuned: tuple[Path, dict], toy: Path
+) -> None:
+    assert routes(toy, untuned[0], "--selector", "cka")[0] == 0
+    code, out, err = routes(toy, untuned[0], "--selector", "cka", "--direction", "both")
     assert (code, out) == (1, "")
     assert "cka needs measurements of toy that no build has taken: run klas-zoo build" in err
     assert "--selector cka --direction both first" in err
@@ -508,11 +505,8 @@ def test_routes_of_other_networks_with_the_same_names_are_not_taken_for_these(
 
 
 def test_routes_are_measured_on_images_and_checkpoints_that_are_given(toy: Path, tmp_path: Path) -> None:
-    for name, width in (("small", 8), ("large", 16)):
-        model = timm.create_model(
-            "vit_tiny_patch16_224", num_classes=3, img_size=16, patch_size=8, embed_dim=width, depth=3, num_heads=2
-        )
-        torch.save(model.state_dict(), tmp_path / f"{name}.pth")
+    for name, network in networks().items():
+        torch.save(network.state_dict(), tmp_path / f"{name}.pth")
     given = ("--data", toy / "images", "--weights", tmp_path)
     code, out, err = routes(toy, tmp_path / "none", "--selector", "output-kl", *given, "--json")
     assert code == 0, err

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_job import SETTINGS, Enough
+from toy_family import write_family
 from toys import write_images
 
 from klas_zoo.building import packaging, registry_stages
@@ -19,7 +22,8 @@ from klas_zoo.building.job import build, plan
 from klas_zoo.data.loading import Data, load_data
 from klas_zoo.errors import ExportError, RegistryError
 from klas_zoo.exporters.contract import Verdict
-from klas_zoo.families.anchors import Family
+from klas_zoo.families.anchors import Family, load_family
+from klas_zoo.families.specs import read_family
 from klas_zoo.files import sealed, unsealed
 from klas_zoo.profiles.devices import resolve_device
 from klas_zoo.progress.listeners import Advance, NullListener
@@ -69,42 +73,65 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.fixture
-def data(tiny_family: Family, tmp_path: Path) -> Data:
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """The smallest that has a stitch: what is exported is what takes time."""
+    file = write_family(tmp_path_factory.mktemp("family"), depth=2)
+    return load_family(read_family(file), random_weights=True, seed=5)
+
+
+@pytest.fixture(scope="module")
+def data(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Data:
+    folder = tmp_path_factory.mktemp("images")
     for part, count in (("train", 16), ("val", 4)):
-        write_images(tmp_path / "images" / part, ("ant", "bee", "cat", "dog"), count)
-    return load_data(
-        tmp_path / "images", sample=None, num_classes=tiny_family.num_classes, data_config=tiny_family.data_config
-    )
+        write_images(folder / part, ("ant", "bee", "cat"), count)
+    return load_data(folder, sample=None, num_classes=family.num_classes, data_config=family.data_config)
+
+
+@pytest.fixture(scope="module")
+def stopped(family: Family, data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry whose build ended just before it was registered; tests copy it."""
+    root = tmp_path_factory.mktemp("builds") / "stopped"
+    with pytest.raises(Enough):
+        run(family, data, root, Listener("register"))
+    return root
 
 
 @pytest.fixture
-def unregistered(tiny_family: Family, data: Data, tmp_path: Path) -> tuple[Path, Registered]:
-    """A registry whose build ended just before it was registered, and what it would have registered."""
-    with pytest.raises(Enough):
-        run(tiny_family, data, tmp_path / "stopped", Listener("register"))
-    shutil.copytree(tmp_path / "stopped", tmp_path / "whole")
-    run(tiny_family, data, tmp_path / "whole")
-    return tmp_path / "stopped", registered(tmp_path / "whole")
+def built(stopped: Path, family: Family, data: Data, tmp_path: Path) -> Path:
+    """The same build, registered here: what it registers and what it caches are links to the same files."""
+    root = Path(shutil.copytree(stopped, tmp_path / "built"))
+    run(family, data, root)
+    return root
 
 
 @pytest.mark.slow
 def test_no_damaged_file_of_the_cache_gets_into_the_registry(
-    unregistered: tuple[Path, Registered], tiny_family: Family, data: Data, tmp_path: Path
+    stopped: Path, built: Path, family: Family, data: Data, tmp_path: Path
 ) -> None:
     """One bit of a file of each kind; benchmarks/fault_injection.py flips bits all over."""
-    root, wanted = unregistered
+    root, wanted = stopped, registered(built)
+    assert len(wanted) >= 2
     found = [path for path in sorted((root / "cache").glob("*/*/**/*")) if path.is_file() and path.suffix != ".lock"]
     files = list({(path.parts[-3], path.suffix): path for path in found if path.name != NOTE}.values())
     files += [path for path in found if path.name == NOTE and path.parts[-3] == "export-and-verify"]
     kinds = {path.suffix for path in files}
     assert {".safetensors", ".json", ".onnx", ".bin"} <= kinds
+    exported = False
     for number, file in enumerate(files):
         damaged = Path(shutil.copytree(root, tmp_path / str(number)))
         inside = file.relative_to(root)
         flip(damaged / inside)
-        said = run(tiny_family, data, damaged).said
-        assert registered(damaged) == wanted, inside
+        if exported and inside.parts[1] == "export-and-verify":  # what comes of making it again is known
+            stopped_there = Listener("export and verify")
+            with pytest.raises(Enough):
+                run(family, data, damaged, stopped_there)
+            said = stopped_there.said
+            assert not registered(damaged), inside
+        else:
+            exported |= inside.parts[1] == "export-and-verify"
+            said = run(family, data, damaged).said
+            assert registered(damaged) == wanted, inside
         if file.name != NOTE:
             stage, name = inside.parts[1].replace("-", " "), "/".join(inside.parts[3:])
             assert f"The cached result of '{stage}' is damaged ({name}): it is made again." in said
@@ -112,8 +139,9 @@ def test_no_damaged_file_of_the_cache_gets_into_the_registry(
 
 
 def test_a_package_that_changes_between_its_verification_and_its_registration_is_refused(
-    tiny_family: Family, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stopped: Path, family: Family, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    root = Path(shutil.copytree(stopped, tmp_path / "r"))
     linked = registry_stages._link
 
     def damaging(source: Path, target: Path) -> None:
@@ -124,9 +152,9 @@ def test_a_package_that_changes_between_its_verification_and_its_registration_is
     with monkeypatch.context() as patch:
         patch.setattr(registry_stages, "_link", damaging)
         with pytest.raises(RegistryError, match=r"\.onnx changed after its package was written"):
-            run(tiny_family, data, tmp_path / "r")
-    assert not registered(tmp_path / "r")
-    for manifest in (tmp_path / "r").glob("cache/export-and-verify/*/*/manifest.json"):
+            run(family, data, root)
+    assert not registered(root)
+    for manifest in root.glob("cache/export-and-verify/*/*/manifest.json"):
         table = unsealed(manifest.read_bytes())
         assert table is not None
         table["routes"][0]["verification"]["tolerance"] *= 2
@@ -134,39 +162,39 @@ def test_a_package_that_changes_between_its_verification_and_its_registration_is
     with monkeypatch.context() as patch:
         patch.setattr("klas_zoo.building.cache.Cache.damage", lambda *_: None)  # it changes later than that
         with pytest.raises(ExportError, match=r"^The package .* was changed after it was verified: run the build"):
-            run(tiny_family, data, tmp_path / "r")
-    assert not registered(tmp_path / "r")
+            run(family, data, root)
+    assert not registered(root)
 
 
-def test_what_is_measured_anew_is_registered_anew(tiny_family: Family, data: Data, tmp_path: Path) -> None:
+def test_what_is_measured_anew_is_registered_anew(built: Path, family: Family, data: Data) -> None:
     def times() -> list[str]:
-        engines = Registry.open(tmp_path, create=False).engines()
+        engines = Registry.open(built, create=False).engines()
         return [latency.measured_at for one in engines for latency in one.latencies]
 
     def shown() -> list[str]:
-        (file,) = (tmp_path / "cache" / "latency").glob("*/routes.json")
+        (file,) = (built / "cache" / "latency").glob("*/routes.json")
         routes = json.loads(file.read_text())["routes"]
         return [latency["measured_at"] for one in routes for e in one["engines"] for latency in e["latencies"]]
 
-    run(tiny_family, data, tmp_path)
-    before, engines = times(), registered(tmp_path)
-    run(tiny_family, data, tmp_path)
+    before, engines = times(), registered(built)
+    run(family, data, built)
     assert times() == before
-    run(tiny_family, data, tmp_path, redo="latency")
+    while datetime.now(UTC).isoformat(timespec="seconds") <= max(before):
+        time.sleep(0.05)  # times are written to the second
+    run(family, data, built, redo="latency")
     assert sorted(times()) == sorted(shown()) != sorted(before)
-    assert registered(tmp_path) == engines
+    assert registered(built) == engines
     # the cache depends on nothing of the build before
-    registry = Registry.open(tmp_path, create=False)
+    registry = Registry.open(built, create=False)
     assert collect(registry, old_builds=True)
-    assert set(statuses(tiny_family, data, tmp_path).values()) == {"cached"}
+    assert set(statuses(family, data, built).values()) == {"cached"}
     assert not check(registry)
 
 
 def test_an_engine_that_is_refused_when_it_is_exported_again_is_registered_no_longer(
-    tiny_family: Family, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: Path, family: Family, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(tiny_family, data, tmp_path)
-    before = registered(tmp_path)
+    before = registered(built)
     verdicts = packaging._verdicts
 
     def refusing(*arguments: Any) -> list[Verdict]:
@@ -174,20 +202,22 @@ def test_an_engine_that_is_refused_when_it_is_exported_again_is_registered_no_lo
         return [replace(first, status="refused", verification=None, reason="some logits are not finite"), *others]
 
     monkeypatch.setattr(packaging, "_verdicts", refusing)
-    run(tiny_family, data, tmp_path, redo="export and verify")
-    assert 0 < len(registered(tmp_path)) < len(before)
+    run(family, data, built, redo="export and verify")
+    assert 0 < len(registered(built)) < len(before)
 
 
-def test_damage_of_what_is_registered_is_mended_by_the_same_command(
-    tiny_family: Family, data: Data, tmp_path: Path
-) -> None:
-    run(tiny_family, data, tmp_path)
-    wanted = registered(tmp_path)
-    for suffix in (".onnx", ".bin"):
-        flip(next((tmp_path / "packages").glob(f"*/*{suffix}")))
-        assert check(Registry.open(tmp_path, create=False))
-        run(tiny_family, data, tmp_path)
-        registry = Registry.open(tmp_path, create=False)
-        assert registered(tmp_path) == wanted
-        assert not [one for one in check(registry) if not one.harmless]
-        assert set(statuses(tiny_family, data, tmp_path).values()) == {"cached"}
+def test_damage_of_what_is_registered_is_mended_by_the_same_command(built: Path, family: Family, data: Data) -> None:
+    wanted = registered(built)
+    files = [next((built / "packages").glob(f"*/*{suffix}")) for suffix in (".onnx", ".bin")]
+    for file in files:
+        flip(file)
+        assert check(Registry.open(built, create=False)), file
+        assert "cached" not in statuses(family, data, built)["export and verify"], file
+        flip(file)
+    for file in files:
+        flip(file)
+    run(family, data, built)
+    registry = Registry.open(built, create=False)
+    assert registered(built) == wanted
+    assert not [one for one in check(registry) if not one.harmless]
+    assert set(statuses(family, data, built).values()) == {"cached"}

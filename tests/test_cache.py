@@ -131,27 +131,33 @@ def test_what_a_killed_process_left_is_swept_away_by_the_next(tmp_path: Path) ->
     assert [path.name for path in folder.parent.iterdir()] == [KEY]
 
 
-def _work(root: Path, seconds: float) -> None:
+def _work(root: Path) -> None:
     with Cache(root).working("tune", KEY, lambda: None):
         (root / "begun").touch()
-        time.sleep(seconds)
+        while not (root / "enough").exists():
+            time.sleep(0.01)
         (root / "ended").touch()
 
 
 def test_two_processes_do_not_do_the_same_work_at_once(tmp_path: Path) -> None:
-    child = multiprocessing.get_context("fork").Process(target=_work, args=(tmp_path, 0.5))
+    child = multiprocessing.get_context("fork").Process(target=_work, args=(tmp_path,))
     child.start()
     while not (tmp_path / "begun").exists():
         time.sleep(0.01)
     waits = []
-    with Cache(tmp_path).working("tune", KEY, lambda: waits.append(True)):
+
+    def on_wait() -> None:
+        waits.append((tmp_path / "ended").exists())
+        (tmp_path / "enough").touch()
+
+    with Cache(tmp_path).working("tune", KEY, on_wait):
         assert (tmp_path / "ended").exists()
     child.join()
-    assert waits == [True]
+    assert waits == [False]
 
 
 def test_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
-    child = multiprocessing.get_context("fork").Process(target=_work, args=(tmp_path, 60))
+    child = multiprocessing.get_context("fork").Process(target=_work, args=(tmp_path,))
     child.start()
     while not (tmp_path / "begun").exists():
         time.sleep(0.01)

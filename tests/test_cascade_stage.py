@@ -8,9 +8,9 @@ from pathlib import Path
 import made_up
 import numpy as np
 import pytest
-import timm
 from click.testing import CliRunner
 from safetensors.torch import save_file
+from toy_family import WIDTHS, networks, write_family
 
 from klas_zoo.building import cascade_stage
 from klas_zoo.building.cascade_stage import fastest_package
@@ -24,31 +24,15 @@ from klas_zoo.registry.checking import check
 from klas_zoo.registry.picking import pick
 from klas_zoo.routes import Route
 
-FAMILY = """
-name = "toy"
-input_shape = [3, 16, 16]
-num_classes = 3
-"""
-ANCHOR = """
-[[anchors]]
-name = "{name}"
-model = "vit_tiny_patch16_224"
-arguments = {{ img_size = 16, patch_size = 8, embed_dim = {width}, depth = 3, num_heads = 2 }}
-"""
-WIDTHS = {"small": 8, "large": 16}
-
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two networks with weights from a folder, and 3,200 training images of noise in arrays."""
     folder = tmp_path_factory.mktemp("toy")
-    (folder / "toy.toml").write_text(FAMILY + "".join(ANCHOR.format(name=n, width=w) for n, w in WIDTHS.items()))
+    write_family(folder, depth=2)
     (folder / "weights").mkdir()
-    for name, width in WIDTHS.items():
-        network = timm.create_model(
-            "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=width, depth=3, num_heads=2, num_classes=3
-        )
-        generator = np.random.default_rng(width)
+    for name, network in networks(depth=2).items():
+        generator = np.random.default_rng(WIDTHS[name])
         for one in network.parameters():
             one.data.copy_(one.data.new_tensor(generator.normal(0, 0.3, tuple(one.shape))))
         save_file(network.state_dict(), folder / "weights" / f"{name}.safetensors")

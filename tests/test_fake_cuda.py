@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import fake_cuda
 import pytest
 from fake_cuda import Card, answer, run
 from fake_cuda.partition import chains, operators
+from server_processes import free_ports
 
 from klas_zoo.families.specs import builtin_families
 
@@ -243,10 +243,8 @@ os._exit(0)
 
 def test_every_process_of_a_team_has_a_context_on_its_own_card_alone(driver: Path, tmp_path: Path) -> None:
     """Cards in exclusive mode: a context of the second process on card 0 would be an error."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "it",
+    (port,) = free_ports(1)
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "it",
               "OMP_NUM_THREADS": "1", "TORCHELASTIC_USE_AGENT_STORE": "False"}  # fmt: skip
     base = fake_cuda.environment(driver, Card(cards=2, exclusive=tmp_path)) | shared
     ranks = [

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import fake_cuda
 import pytest
-import timm
 import torch
 from click.testing import CliRunner
 from fake_cuda import Card
 from safetensors.torch import save_file
+from toy_family import networks, write_family
 from toys import write_images
 
 from klas_zoo.cli import main
@@ -24,19 +24,6 @@ from klas_zoo.registry.picking import pick
 
 pytestmark = pytest.mark.slow
 A100 = Card(name="NVIDIA A100-SXM4-40GB", memory_mib=40960, zeros=True)
-WIDTHS = {"small": 8, "large": 16}
-FAMILY = """
-name = "silent"
-input_shape = [3, 16, 16]
-num_classes = 3
-"""
-ANCHOR = """
-[[anchors]]
-name = "{name}"
-model = "vit_tiny_patch16_224"
-arguments = {{ img_size = 16, patch_size = 8, embed_dim = {width}, depth = 3, num_heads = 2 }}
-checkpoint = "{name}.safetensors"
-"""
 QUICK = ("--min-runs", "2", "--min-ms", "0", "--warmup-ms", "0", "--rounds", "1", "--stitches", "1")
 # the block of a network that a device has to compute before it is measured is not zeros
 THERE = """
@@ -65,17 +52,12 @@ def there(driver: Path, *arguments: object) -> str:
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("silent")
-    text = FAMILY
-    for name, width in WIDTHS.items():
-        torch.manual_seed(width)
-        made = timm.create_model(
-            "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=width, depth=3, num_heads=2, num_classes=3
-        )
+    write_family(folder, name="silent", depth=2, checkpoints=True)
+    torch.manual_seed(8)
+    for name, made in networks(depth=2).items():
         state = {key: value.contiguous() for key, value in made.state_dict().items()}
         save_file(state | {key: torch.zeros_like(state[key]) for key in ("head.weight", "head.bias")},
                   folder / f"{name}.safetensors")  # fmt: skip
-        text += ANCHOR.format(name=name, width=width)
-    (folder / "silent.toml").write_text(text)
     for split, count in (("train", 16), ("val", 8)):
         write_images(folder / "images" / split, ("ant", "bee", "cat"), count, seed=count)
     return folder

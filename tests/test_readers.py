@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +17,28 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from small_models import SHAPE, small_model
+from engine_comparison import compare_network
+from small_models import SHAPE, small_chain, small_model
 
 from klas_zoo.data.arrays import open_sample
 from klas_zoo.exporters.int8 import quantised
 from klas_zoo.exporters.limits import limits_for
 from klas_zoo.exporters.opset import FUSED
-from klas_zoo.exporters.to_onnx import export
+from klas_zoo.exporters.to_onnx import RouteExporter, export
 from klas_zoo.families.anchors import load_family
 from klas_zoo.families.specs import builtin_families
 from klas_zoo.preprocess import Preprocess
+from klas_zoo.routes import Route
 from klas_zoo.runtimes import open_engine
+from klas_zoo.supernet import Supernet
 
 pytestmark = pytest.mark.slow  # ten graphs are exported first
 VERSIONS = ("1.19", "1.22", "1.32")
 """Of onnxruntime: of two years ago, the last before attention was one operator, and the first with model packages."""
-ARCHITECTURES = ("deit", "deit3", "swin", "swinv2", "levit", "convnext", "resnet", "mobilenetv3")
+# an anchor of every architecture, a stitch into it and one out of it, behind these blocks: all have features of 4×4
+POSITIONS = {"resnet": 4, "swin": 4, "swinv2": 4, "levit": 1, "convnext": 4, "mobilenetv3": 4, "deit": 2, "deit3": 1}
+PAIRS = [*pairwise([name for name in POSITIONS if "deit" not in name]), ("mobilenetv3", "resnet"), ("deit", "deit3")]
+ARCHITECTURES = tuple(POSITIONS)
 GRAPHS = ("deit-micro", "deit-micro int8", *ARCHITECTURES)
 ALLOWED = 1e-4
 """Of the largest logit: rounding of fp32 in another order."""
@@ -80,7 +87,21 @@ def expected(images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def graphs(folder: Path, images: dict[str, np.ndarray]) -> dict[str, Path]:
+def stitched() -> tuple[Supernet, RouteExporter]:
+    """All architectures in one graph, of which routes are cut: translating them is what takes time."""
+    chains = {name: small_chain(name) for name in ARCHITECTURES}
+    routes = [Route.anchor(name, chain.depth) for name, chain in chains.items()]
+    for source, target in PAIRS:
+        routes.append(Route.stitch(source, POSITIONS[source], target, POSITIONS[target], chains[target].depth))
+    torch.manual_seed(0)
+    supernet = Supernet(chains, routes)
+    return supernet, RouteExporter(supernet, SHAPE)
+
+
+@pytest.fixture(scope="module")
+def graphs(folder: Path, images: dict[str, np.ndarray], stitched: tuple[Supernet, RouteExporter]) -> dict[str, Path]:
+    supernet, exporter = stitched
+    anchors = {route.segments[0].anchor: route for route in supernet.routes if route.is_anchor}
     made = {}
     for name in GRAPHS:
         made[name] = folder / f"{name}.onnx"
@@ -88,6 +109,8 @@ def graphs(folder: Path, images: dict[str, np.ndarray]) -> dict[str, Path]:
             whole = onnx.shape_inference.infer_shapes(onnx.load(made[name.split()[0]]))
             batches = [(torch.from_numpy(images[name.split()[0]]), None)]
             ir.save(quantised(ir.from_proto(whole), name, lambda found=batches: found), made[name])  # type: ignore[misc]
+        elif name in anchors:
+            exporter.export(anchors[name], made[name], metadata={})
         else:
             export(network(name), images[name].shape[1:], made[name], metadata={})
     return made
@@ -116,6 +139,19 @@ def test_graphs_are_as_old_as_they_can_be_and_hold_nothing_that_computes_nothing
         assert not operators & {"BatchNormalization", "Identity", "Constant", "Dropout"}, name
         used = {value for node in model.graph.node for value in node.input}
         assert {one.name for one in model.graph.initializer} <= used, name
+
+
+def test_routes_of_every_architecture_are_the_same_functions_as_files(
+    stitched: tuple[Supernet, RouteExporter], tmp_path: Path
+) -> None:
+    supernet, exporter = stitched
+    batches = [torch.randn(size, *SHAPE) for size in (1, 3)]
+    assert len(supernet.routes) == len(POSITIONS) + len(PAIRS)
+    for number, route in enumerate(supernet.routes):
+        file = tmp_path / f"{number}.onnx"
+        exporter.export(route, file, metadata={})
+        found = compare_network(file, supernet.network(route), batches)
+        assert found.passed, (route, found)
 
 
 @pytest.mark.parametrize("name", GRAPHS)

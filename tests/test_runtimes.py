@@ -354,6 +354,9 @@ def test_an_idle_session_uses_no_processor_time(spinning: bool | None, runtime: 
     with open_engine(engine, runtime=runtime, threads=2, spinning=spinning) as session:
         session.run(images())
         time.sleep(0.1)
-        started = time.process_time()
-        time.sleep(0.5)
-        assert time.process_time() - started < 0.05
+        spent = []
+        for _ in range(3):  # other threads of this process may be busy once
+            started = time.process_time()
+            time.sleep(0.3)
+            spent.append(time.process_time() - started)
+        assert min(spent) < 0.03, spent

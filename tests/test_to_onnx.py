@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import onnx
 import pytest
-import small_models
 import torch
 from engine_comparison import compare_network
 from small_models import small_chain
@@ -80,35 +78,6 @@ def test_a_route_is_the_same_function_for_every_batch_size(
     batches = [torch.randn(size, *SHAPE) for size in (1, 2, 7)]
     found = compare_network(file, supernet.network(route), batches)
     assert found.passed, found
-
-
-# of every architecture an anchor, a stitch into it and a stitch out of it; all have features of 4×4
-POSITIONS = {"resnet": 4, "swin": 4, "swinv2": 4, "levit": 1, "convnext": 4, "mobilenetv3": 4, "deit": 2, "deit3": 1}
-PAIRS = [*pairwise([name for name in POSITIONS if "deit" not in name]), ("mobilenetv3", "resnet"), ("deit", "deit3")]
-
-
-@pytest.fixture(scope="module")
-def of_all_architectures() -> tuple[Supernet, RouteExporter]:
-    chains = {name: small_chain(name) for name in POSITIONS}
-    routes = [Route.anchor(name, chain.depth) for name, chain in chains.items()]
-    for source, target in PAIRS:
-        routes.append(Route.stitch(source, POSITIONS[source], target, POSITIONS[target], chains[target].depth))
-    torch.manual_seed(0)
-    supernet = Supernet(chains, routes)
-    return supernet, RouteExporter(supernet, small_models.SHAPE)
-
-
-def test_routes_of_every_architecture_are_the_same_functions_as_files(
-    of_all_architectures: tuple[Supernet, RouteExporter], tmp_path: Path
-) -> None:
-    supernet, exporter = of_all_architectures
-    batches = [torch.randn(size, *small_models.SHAPE) for size in (1, 3)]
-    assert len(supernet.routes) == len(POSITIONS) + len(PAIRS)
-    for number, route in enumerate(supernet.routes):
-        file = tmp_path / f"{number}.onnx"
-        exporter.export(route, file, metadata={})
-        found = compare_network(file, supernet.network(route), batches)
-        assert found.passed, (route, found)
 
 
 def test_the_file_of_a_route_holds_its_own_weights_and_no_others(

@@ -249,7 +249,7 @@ def test_a_runtime_that_is_not_installed_is_no_verdict_on_its_engines() -> None:
 def test_engines_run_at_once_only_where_that_is_asked_for() -> None:
     expected = np.random.default_rng(0).normal(size=(8, CLASSES)).astype(np.float32)
     names = ("a", "b")
-    meeting = threading.Barrier(2, timeout=20)
+    meeting = threading.Barrier(2, timeout=120)
 
     def waits(images: np.ndarray) -> np.ndarray:
         meeting.wait()  # for the other engine

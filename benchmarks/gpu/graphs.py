@@ -32,6 +32,8 @@ from klas_zoo.supernet import Supernet
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 STITCHES, CHECKS = 5, 20
+QUICK_CHECKS = 3
+"""Stitches that a profile is checked on when stages are only tried out: exporting is what takes time."""
 BATCH = 2
 # what tests take: a family's smallest anchors say the same about operators as its largest
 PROFILED = "deit"
@@ -41,13 +43,14 @@ def families() -> list[str]:
     return sorted(builtin_families())
 
 
-def settings(precision: str = "fp32", batches: Sequence[int] = (1,)) -> ProfileSettings:
-    return ProfileSettings(precision=precision, batches=tuple(batches), stitches=STITCHES, checks=CHECKS)
+def settings(precision: str = "fp32", batches: Sequence[int] = (1,), *, quick: bool = False) -> ProfileSettings:
+    checks = QUICK_CHECKS if quick else CHECKS
+    return ProfileSettings(precision=precision, batches=tuple(batches), stitches=STITCHES, checks=checks)
 
 
-def routes_of(family: Family, every: bool) -> list[Route]:
+def routes_of(family: Family, every: bool, *, quick: bool = False) -> list[Route]:
     if every:
-        fitted, checks = routes_to_measure(family, settings())
+        fitted, checks = routes_to_measure(family, settings(quick=quick))
         return [*fitted, *checks]
     name, chain = next(iter(family.chains.items()))
     stitches = all_stitches(family.chains)
@@ -55,8 +58,9 @@ def routes_of(family: Family, every: bool) -> list[Route]:
 
 
 def export(
-    name: str, folder: Path, *, every: bool = False, precisions: Sequence[str] = PRECISIONS, jobs: int = 4
-) -> None:
+    name: str, folder: Path, *, every: bool = False, precisions: Sequence[str] = PRECISIONS, jobs: int = 4,
+    quick: bool = False,
+) -> None:  # fmt: skip
     """Writes a family's graphs and references; does nothing where they are there."""
     done = folder / name / "done.json"
     if done.is_file():
@@ -64,7 +68,7 @@ def export(
     started = time.perf_counter()
     torch.manual_seed(0)
     family = load_family(find_family(name), random_weights=True)
-    routes = routes_of(family, every)
+    routes = routes_of(family, every, quick=quick)
     supernet = Supernet(family.chains, routes).cpu().eval()
     _reference(family, supernet, routes, folder / name)
     exporter = RouteExporter(supernet, family.input_shape)
@@ -116,12 +120,13 @@ def main() -> None:
     parser.add_argument("family")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--all", dest="every", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="Fewer stitches to check a profile on.")
     parser.add_argument("--jobs", type=int, default=4)
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
     given = parser.parse_args()
     torch.set_num_threads(1)
     precisions = given.precisions.split(",")
-    export(given.family, given.folder, every=given.every, precisions=precisions, jobs=given.jobs)
+    export(given.family, given.folder, every=given.every, precisions=precisions, jobs=given.jobs, quick=given.quick)
 
 
 if __name__ == "__main__":

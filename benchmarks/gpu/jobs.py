@@ -29,14 +29,15 @@ def profiles(visit: Visit) -> None:
     family = load_family(find_family(visit.profiled), random_weights=True)
     folder = visit.wait_for(visit.profiled)
     target = resolve_device("cuda")
-    fitted, checked = routes_to_measure(family, graphs.settings())
+    fitted, checked = routes_to_measure(family, graphs.settings(quick=visit.quick))
     # of the last ones a few checks have to do: opening every network takes most of the time
     plan = [(kind, batch, graphs.CHECKS) for kind, batch in (("fp16", 8), ("fp32", 8), ("fp16", 1))]
     plan += [(kind, batch, 3) for kind, batch in (("fp32", 1), ("fp16", 64), ("fp32", 64))]
+    plan = plan[1:3] if visit.quick else plan  # one of each precision
 
     def one(precision: str, batch: int, checks: int) -> Mapping[str, Any]:
-        settings = replace(graphs.settings(precision, (batch,)), method=visit.method())
-        fewer = fitted, checked[: 3 if visit.quick else checks]
+        settings = replace(graphs.settings(precision, (batch,), quick=visit.quick), method=visit.method())
+        fewer = fitted, checked[:checks]
         files = {route: folder / precision / f"{route}.onnx" for route in (*fewer[0], *fewer[1])}
         (found,) = profile_family(family, target, settings, listener=NullListener(), routes=fewer, graphs=files)
         return {"profile": to_json(found)}

@@ -29,7 +29,7 @@ def main() -> None:
         if not (given.folder / name / "done.json").is_file()
     ]
     if not (given.folder / "package.done").is_file():
-        waiting.insert(2, _package(profiled, given.folder))
+        waiting.insert(2, _package(profiled, given.folder, stitches=2 if given.quick else 7))
     running: list[subprocess.Popen[bytes]] = []
     failed = 0
     while waiting or running:
@@ -44,24 +44,25 @@ def main() -> None:
 def _command(name: str, given: argparse.Namespace, *, every: bool) -> list[str]:
     module = str(Path(__file__).with_name("graphs.py"))
     jobs = "8" if every and not given.quick else "2"
-    return [sys.executable, module, name, str(given.folder), "--jobs", jobs, *(["--all"] if every else [])]
+    flags = [flag for flag, on in (("--all", every), ("--quick", given.quick)) if on]
+    return [sys.executable, module, name, str(given.folder), "--jobs", jobs, *flags]
 
 
-def _package(family: str, folder: Path) -> list[str]:
-    """Ten routes in one package, fp32, of random weights: the anchors and seven of SN-Net's stitches."""
-    return [sys.executable, "-c", _PACKAGE, family, str(folder / "package")]
+def _package(family: str, folder: Path, *, stitches: int) -> list[str]:
+    """A family's anchors and some of SN-Net's stitches in one package, fp32, of random weights."""
+    return [sys.executable, "-c", _PACKAGE, family, str(folder / "package"), str(stitches)]
 
 
 _PACKAGE = """
 import json, pathlib, subprocess, sys
-family, out = sys.argv[1:]
+family, out, count = sys.argv[1:]
 zoo = [sys.executable, "-m", "klas_zoo"]
 listed = json.loads(subprocess.run(
     [*zoo, "routes", "--family", family, "--selector", "snnet", "--json"], check=True, capture_output=True, text=True
 ).stdout)
 anchors = [one["route"] for one in listed if one["target"] is None]
 stitches = [one["route"] for one in listed if one["target"] is not None]
-chosen = anchors + [stitches[n * len(stitches) // 7] for n in range(7)]
+chosen = anchors + [stitches[n * len(stitches) // int(count)] for n in range(int(count))]
 done = subprocess.run([*zoo, "export", "--family", family, "--random-weights", "--routes", ",".join(chosen),
                        "--images", "4", "--out", out])
 if done.returncode:
