@@ -35,7 +35,7 @@ from klas_zoo.exporters.cascade_fitting import (
     time_paths,
     verify_cascade,
 )
-from klas_zoo.exporters.cascade_if import write_one_graph
+from klas_zoo.exporters.cascade_if import refuse_unlike, write_one_graph
 from klas_zoo.exporters.manifest import FileEntry
 from klas_zoo.exporters.package import Package, write_manifest
 from klas_zoo.exporters.package_writing import staging
@@ -167,6 +167,7 @@ def fit_cascades(
     threads: int | None = None,
     classes: Sequence[str] | None = None,
     seed: int = 0,
+    test_images: Sequence[str] = (),
     listener: Listener = lambda what, done, total: None,
 ) -> list[CascadeReport]:
     """Static routes of a package and cascades of them, timed here one image at a time; the fastest by mean first.
@@ -182,9 +183,11 @@ def fit_cascades(
         routes: use these. Default: all.
         settings: what is tried, see `SearchSettings`; by default six cascades are kept on each frontier.
         seed: of the drawing of the images that decide.
+        test_images: fingerprints of images that must not decide, as accuracies were measured on them.
 
     Raises:
-        UsageError: fewer than two routes, or no images.
+        UsageError: fewer than two routes, no images, images that must not decide, or with `graphs` routes of which no
+            one graph can be made.
         DataError: too few images to fit a threshold on those that decide; says how many are needed.
         PackageError: it is no package of ONNX graphs, or something stands at `out`.
         ExportError: an engine does not run here.
@@ -204,7 +207,14 @@ def fit_cascades(
     others = None if test is None else TestImages.open(test, targets, classes)
     if others is not None and others.data_fingerprint == images.data_fingerprint:
         raise UsageError("The images that decide and those that say how accurate cascades are have to be different.")
+    if images.data_fingerprint in test_images:
+        raise UsageError(
+            f"{images.description}: accuracies were measured on these images, so that they must not decide thresholds. "
+            "Pass other labelled images as --data."
+        )
     refuse_too_few(len(images.source.labels) // (1 if others else 2))
+    if graphs:
+        refuse_unlike(found)
     with ExitStack() as stack:
         folder = None if out is None else stack.enter_context(staging(Path(out)))
         heldout, seen, about = _outputs(found, targets, images, others, seed, provider, threads, listener)
