@@ -192,12 +192,7 @@ def test_a_cascade_of_a_golden_registry_is_read_picked_and_kept(version: int, wr
         new = made_up.new_engine(tmp_path / "new", "new", family="another")
         made_up.register(registry, made_up.build(family="another"), [new])
     elif written == "by the next version's upgrade":
-        # what a migration that replaces the table would do
-        step = Migration("engines anew", """
-            CREATE TABLE engines_new AS SELECT * FROM engines;
-            DROP TABLE engines;
-            ALTER TABLE engines_new RENAME TO engines;
-        """)  # fmt: skip
+        step = Migration("a note of each engine", "ALTER TABLE engines ADD COLUMN note TEXT NOT NULL DEFAULT '';")
         with closing(sqlite3.connect(registry.database_path, isolation_level=None)) as connection:
             upgrade(connection, (*STEPS, step))
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
