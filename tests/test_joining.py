@@ -24,12 +24,14 @@ from klas_zoo.errors import KlasZooError, PackageError, UnknownName, UsageError
 from klas_zoo.exporters.checking import verify_package
 from klas_zoo.exporters.joined_package import Part, join_packages
 from klas_zoo.exporters.package import Package
+from klas_zoo.exporters.packaged_cascades import read_cascades
 from klas_zoo.preprocess import Preprocess
 from klas_zoo.profiles.timing import Method
 from klas_zoo.registry import Registry
 from klas_zoo.registry.checking import check
 from klas_zoo.registry.loaded import prepared
 from klas_zoo.registry.picking import pick
+from klas_zoo.runtime import ElasticSession
 from klas_zoo.runtimes import open_engine
 
 QUICK = Method(warmup_ms=0, min_runs=3, min_ms=0, rounds=1)
@@ -195,6 +197,10 @@ def test_a_joined_package_is_verified_installed_and_evaluated_as_any_other(place
     images = package.references().images
     for name, expected in (("small", small_logits), ("large", large_logits)):
         np.testing.assert_allclose(package.references().logits[name], expected(images), atol=1e-4)
+    session = ElasticSession(package, threads=1)  # what servers open
+    names = session.add_package_cascades()
+    assert names and set(names) <= {one.name for one in read_cascades(package).cascades}
+    assert session.run(images, route=names[0]).shape == (len(images), CLASSES)
     installed = install(package.folder, registry=tmp_path / "elsewhere", threads=1, method=QUICK)
     assert installed is not None
     engines = Registry.open(tmp_path / "elsewhere", create=False).engines()

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from klas_zoo.catalogue.cascading import CascadeReport, fit_cascades
+from klas_zoo.catalogue.cascade_reports import CascadeReport
+from klas_zoo.catalogue.cascading import fit_cascades
 from klas_zoo.catalogue.registering import now, record_of
-from klas_zoo.errors import NothingFits, UnknownName, UsageError
+from klas_zoo.errors import NothingFits, RegistryError, UnknownName, UsageError
 from klas_zoo.exporters.checking import open_package
 from klas_zoo.exporters.joined_package import Part, join_packages
+from klas_zoo.exporters.manifest import MANIFEST
 from klas_zoo.exporters.package import Package
 from klas_zoo.exporters.packaged_cascades import read_cascades
 from klas_zoo.families.specs import NAME, builtin_families
@@ -79,10 +81,10 @@ def fit_registered(
     device, started = resolve_device("cpu" if provider == CPU_PROVIDER else "cuda"), now()
     if register is not None:
         _refuse(register, test, registry)
-    name = register or "-".join(Path(one).name for one in targets)[:64]
     with tempfile.TemporaryDirectory(prefix="klas-zoo-cascades-") as temporary:
         place = Path(temporary)
         found = _parts(targets, registry, precision or "fp32", device)
+        name = register or "-".join(one.name for one in found)[:64]
         if len(found) == 1 and register is None:
             source, used = found[0].package, routes
         else:
@@ -132,9 +134,7 @@ def _parts(
     """
     found: list[Part] = []
     for target in targets:
-        given = Path(target)
-        is_folder = given.is_dir() or len(given.parts) > 1
-        package = open_package(given if is_folder else _registered(str(target), registry, precision, device))
+        package = open_package(_folder(target, registry, precision, device))
         family = package.manifest.family
         if package.manifest.format != "onnx":
             raise UsageError(
@@ -147,6 +147,19 @@ def _parts(
         if names.count(one) > 1:
             raise UsageError(f"{one} is named twice.")
     return found
+
+
+def _folder(target: str | Path, registry: str | Path | None, precision: str, device: Device) -> Path:
+    """Of a package's folder itself; any other folder in the way does not hide a registered family of its name."""
+    given = Path(target)
+    if len(given.parts) > 1 or (given / MANIFEST).is_file():
+        return given
+    try:
+        return _registered(str(target), registry, precision, device)
+    except (RegistryError, UnknownName):
+        if given.is_dir():
+            return given
+        raise
 
 
 def _registered(family: str, registry: str | Path | None, precision: str, device: Device) -> Path:

@@ -45,7 +45,7 @@ def cascades(
     klas-zoo install and the servers take. Without a limit every route and cascade is printed, the fastest first.
     """
     from klas_zoo.cascades.search import SearchSettings
-    from klas_zoo.catalogue.cascading import Limits
+    from klas_zoo.catalogue.cascade_reports import Limits
     from klas_zoo.catalogue.joining import fit_registered
     from klas_zoo.units import parse_latency_ms
 
@@ -59,17 +59,17 @@ def cascades(
         options["classes"] = read_classes(classes)
     settings = SearchSettings(measure=measure, triples=not no_triples, most=6)
     found = fit_registered(targets, settings=settings, listener=_tell, **options)
-    shown = [limits.best(found.reports)] if limits else found.reports
     for note in found.notes:
         say(f"Note: {note}", err=True)
+    if found.build_id is not None:  # whether or not one of them is within the limits
+        say(f"Registered as build {found.build_id}.", err=as_json)
+    shown = [limits.best(found.reports)] if limits else found.reports
     if as_json:
         say_json([one.to_json() for one in shown])
-        return
-    for one in shown:
-        for line in one.lines():
-            say(line)
-    if found.build_id is not None:
-        say(f"Registered as build {found.build_id}.")
+    else:
+        for one in shown:
+            for line in one.lines():
+                say(line)
 
 
 def _tell(what: str, done: int, total: int) -> None:
