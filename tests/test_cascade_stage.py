@@ -108,7 +108,7 @@ def test_an_exported_package_carries_the_cascades_of_the_build(built: Path, toy:
 
     def export(name: str, *more: str) -> Path:
         arguments = ["export", "--family", toy / "toy.toml", "--registry", built, "--data", toy / "images",
-                     "--out", tmp_path / name, "--threads", "1", "--images", "100", *more]  # fmt: skip
+                     "--out", tmp_path / name, "--threads", "1", "--images", "20", *more]  # fmt: skip
         result = CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
         assert result.exit_code == 0, result.output
         return tmp_path / name
@@ -121,9 +121,6 @@ def test_an_exported_package_carries_the_cascades_of_the_build(built: Path, toy:
         assert one.verification.passed
     served = Package.open(export("repository", "--format", "triton") / "family")
     assert {one.name for one in read_cascades(served).cascades} == set(registered)
-    # fitted in fp32; and of one route there is none
-    assert not read_cascades(Package.open(export("int8", "--precision", "int8"))).cascades
-    assert not read_cascades(Package.open(export("small", "--routes", "small"))).cascades
 
 
 def test_cascades_are_those_of_the_package_whose_anchors_are_fastest() -> None:

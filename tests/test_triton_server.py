@@ -116,23 +116,26 @@ def test_a_cascade_answers_for_its_name_by_the_exits_that_torch_takes(
 
 
 @pytest.mark.parametrize(
-    ("parameters", "answers"),
-    [
-        ({"mean_ms": 120}, "slim"),
-        ({"mean_ms": "160ms"}, "cascade"),
-        ({"mean_ms": 250}, "cascade"),
-        ({"mean_ms": 350}, "wide"),
-        ({"latency_ms": 245}, "slim.1-2+wide.2-3"),
-        ({"latency_ms": 280}, "cascade"),
-        ({"latency_ms": 60_000}, "wide"),
-    ],
+    ("mean_ms", "answers"), [(120, "slim"), ("160ms", "cascade"), (250, "cascade"), (350, "wide")]
 )
-def test_a_mean_or_a_latency_is_kept_by_the_most_accurate_route_or_cascade(
-    client: Any, carried: tuple[Package, PackagedCascade], parameters: dict[str, Any], answers: str
+def test_a_mean_is_kept_by_the_most_accurate_route_or_cascade(
+    client: Any, carried: tuple[Package, PackagedCascade], mean_ms: int | str, answers: str
 ) -> None:
     client.load_model("made-up")
     wanted = carried[1].name if answers == "cascade" else answers
-    assert route_of(ask(client, "made-up", images(1), **parameters)) == wanted
+    assert route_of(ask(client, "made-up", images(1), mean_ms=mean_ms)) == wanted
+
+
+@pytest.mark.parametrize(("latency_ms", "answers"), [(250, "slim"), (400, "cascade"), (60_000, "wide")])
+def test_a_latency_is_kept_by_the_longest_path_of_a_cascade(
+    client: Any, carried: tuple[Package, PackagedCascade], latency_ms: int, answers: str
+) -> None:
+    # a server that has just been warmed up by one image multiplies latencies by about 1.5: one call that was much
+    # faster than measured says that they vary, and little more
+    client.unload_model("made-up")
+    client.load_model("made-up")
+    wanted = carried[1].name if answers == "cascade" else answers
+    assert route_of(ask(client, "made-up", images(1), latency_ms=latency_ms)) == wanted
 
 
 def test_limits_of_a_mean_that_cannot_be_kept_are_refused(client: Any) -> None:

@@ -11,7 +11,7 @@ from klas_zoo.cli.output import say, say_json, say_progress
 
 
 @click.command()
-@click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
+@click.argument("targets", nargs=-1, required=True)
 @click.option("--data", help="Labelled images that no network has learned from: a folder with a folder for each class, or a data set whose test images are used. Default: the images that the family embeds, for one that does.")
 @click.option("--test", help="Other labelled images, which say how accurate cascades are; all of --data then decide. Default: half of --data.")
 @click.option("--out", type=LocalPath(), help="Write a copy of the package that carries the cascades, for klas-zoo install and the servers.")
@@ -36,7 +36,7 @@ def cascades(
 ) -> None:  # fmt: skip
     """Fit cascades of routes, time them here, and print the best within limits.
 
-    TARGET is the folder of a package of ONNX graphs, or a registered family, such as a plain network of klas-zoo add;
+    TARGETS are folders of packages of ONNX graphs, and registered families, such as plain networks of klas-zoo add;
     several are joined, where they take the same images and know the same classes. A cascade answers with a small
     network and asks a larger one where that is unsure. Half of the images fit temperatures and thresholds, the other
     half says how accurate it is.
