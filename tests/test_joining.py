@@ -211,7 +211,7 @@ def test_a_joined_package_is_verified_installed_and_evaluated_as_any_other(place
 
 def test_routes_of_a_stitched_family_join_under_its_name_and_still_share_their_prefix(tmp_path: Path) -> None:
     package = packages.write_package(tmp_path / "package")
-    other = packages.write_package(tmp_path / "other", fresh=True)
+    other = packages.write_package(tmp_path / "other")
     packages.edit(other.folder, lambda manifest: manifest["family"].update(name="copied"))
     facts = package.manifest.family
     preprocess = prepared(facts.data_config, facts.input_shape, "it")
