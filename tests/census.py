@@ -23,7 +23,7 @@ def small(model: str, *, size: int, told: bool = False, **arguments: Any) -> tup
 
 CENSUS: dict[str, tuple[str, dict[str, Any]]] = {
     "beit": small("beit_base_patch16_224", size=112, told=True, depth=4),
-    "byoanet": small("eca_botnext26ts_256", size=128),
+    "byoanet": small("eca_botnext26ts_256", size=128, told=True),
     "byobnet": ("test_byobnet", {}),
     "cait": small("cait_xxs24_224", size=112, told=True),
     "coat": small("coat_tiny", size=128, told=True, parallel_depth=2),
