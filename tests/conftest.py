@@ -49,8 +49,8 @@ settings.load_profile("patient")
 
 
 LONGEST = (
-    "test_gpu_visit.py", "test_build.py", "test_census.py", "test_fake_cuda.py", "test_readers.py",
-    "test_build_integrity.py", "test_to_triton.py", "test_installing.py", "test_report_page.py", "test_team.py",
+    "test_gpu_visit.py", "test_build.py", "test_census.py", "test_fake_cuda.py", "test_readers.py", "test_to_onnx.py",
+    "test_build_integrity.py", "test_team.py", "test_installing.py", "test_export_family.py",
 )  # fmt: skip
 """Files that take more than half a minute, longest first. Processes take whole files: none may be left for the end."""
 
