@@ -39,6 +39,7 @@ CENSUS: dict[str, tuple[str, dict[str, Any]]] = {
     "fastvit": ("fastvit_t8", {}),
     "focalnet": ("focalnet_tiny_srf", {}),
     "gcvit": ("gcvit_xxtiny", {}),
+    "gemma4_vit": ("gemma4_vit_167m", {"depth": 3, "pretrained_cfg_overlay": {"input_size": (3, 192, 192)}}),
     "ghostnet": ("ghostnet_050", {}),
     "hardcorenas": ("hardcorenas_b", {}),
     "hgnet": ("hgnetv2_b0", {}),
@@ -62,10 +63,12 @@ CENSUS: dict[str, tuple[str, dict[str, Any]]] = {
     "mobilevit": ("mobilevit_xxs", {}),
     "mvitv2": ("mvitv2_tiny", {}),
     "naflexvit": ("naflexvit_base_patch16_parfac_gap", {"depth": 4}),
+    "nasnet": ("nasnetalarge", {"pretrained_cfg_overlay": {"input_size": (3, 128, 128)}}),
     "nest": ("nest_tiny", {}),
     "nextvit": ("nextvit_small", {}),
     "nfnet": ("test_nfnet", {}),
     "pit": ("pit_ti_224", {}),
+    "pnasnet": ("pnasnet5large", {"pretrained_cfg_overlay": {"input_size": (3, 128, 128)}}),
     "pvt_v2": ("pvt_v2_b0", {}),
     "qwen3_vit": ("qwen3_vit_88m", {"depth": 3}),
     "rdnet": ("rdnet_tiny", {}),
@@ -91,6 +94,7 @@ CENSUS: dict[str, tuple[str, dict[str, Any]]] = {
     "tnt": ("tnt_s_legacy_patch16_224", {}),
     "tresnet": ("tresnet_m", {}),
     "twins": ("twins_svt_small", {}),
+    "vgg": ("vgg11", {}),
     "visformer": ("visformer_tiny", {}),
     "vision_transformer": ("test_vit", {}),
     "vision_transformer_hybrid": ("vit_tiny_r_s16_p8_224", {}),
@@ -109,8 +113,4 @@ QUICK = (
 )  # fmt: skip
 NOT_CUT = {
     "crossvit": ("crossvit_tiny_240", "two sets of tokens, of different sizes, go side by side through all blocks"),
-    "nasnet": ("nasnetalarge", "every cell reads the results of the two cells before it"),
-    "pnasnet": ("pnasnet5large", "every cell reads the results of the two cells before it"),
-    "gemma4_vit": ("gemma4_vit_167m", "its embedding computes with the batch size, which tracing does not record"),
-    "vgg": ("vgg11", "all convolutions lie in one sequence without names of blocks, and are taken for the stem"),
 }

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 Shape = tuple[int, ...]
+Kind = Literal["tokens", "maps", "nhwc"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Layout:
         prefix: P, the number of class, distillation and register tokens.
     """
 
-    kind: Literal["tokens", "maps", "nhwc"]
+    kind: Kind
     width: int
     grid: Shape
     prefix: int = 0
