@@ -74,8 +74,7 @@ def tables(connection: sqlite3.Connection) -> dict[str, list[tuple[object, ...]]
     """Columns of every table and index, with their types, defaults and keys."""
     found = connection.execute("SELECT type, name FROM sqlite_master ORDER BY name").fetchall()
     return {
-        name: [tuple(row)[1:] for row in connection.execute(f"PRAGMA {kind}_info('{name}')")]
-        for kind, name in found
+        name: [tuple(row)[1:] for row in connection.execute(f"PRAGMA {kind}_info('{name}')")] for kind, name in found
     }
 
 
@@ -145,9 +144,7 @@ def test_writing_upgrades_an_older_registry_and_loses_nothing(version: int, tmp_
 
 @pytest.mark.parametrize("version", OLDER)
 @pytest.mark.parametrize("upgraded", [True, False])
-def test_engines_of_an_older_registry_are_picked_checked_and_kept(
-    version: int, upgraded: bool, tmp_path: Path
-) -> None:
+def test_engines_of_an_older_registry_are_picked_checked_and_kept(version: int, upgraded: bool, tmp_path: Path) -> None:
     registry = old_registry(tmp_path / "old", version)
     if upgraded:
         with registry.changing():
@@ -175,9 +172,7 @@ def test_engines_of_an_older_registry_are_picked_checked_and_kept(
 def test_an_upgrade_applies_the_profiles_and_skips_one_that_is_damaged(tmp_path: Path) -> None:
     registry = old_registry(tmp_path / "old", SCHEMA_VERSION - 1)
     found = next(engine for engine in registry.engines(device="cpu") if str(engine.route) == "small")
-    measured = MeasuredNetwork(
-        route=found.route, macs=found.macs, parameters=found.parameters, latency=statistics(0.5)
-    )
+    measured = MeasuredNetwork(route=found.route, macs=found.macs, parameters=found.parameters, latency=statistics(0.5))
     (good,) = ProfileStore.of(registry.root).add(
         [profile(family="deit-micro", networks=(measured,), model=None, threads=4)]
     )

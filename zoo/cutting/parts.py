@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from klas_zoo.cutting.blocks import choose_blocks
 from klas_zoo.cutting.bundles import bundle
 from klas_zoo.cutting.features import layouts_of, with_grids
-from klas_zoo.cutting.order import token_grid
+from klas_zoo.cutting.patches import token_grid
 from klas_zoo.cutting.recording import Recording, record, version_of
 from klas_zoo.cutting.seams import Seams, find_seams
 from klas_zoo.cutting.segments import NeedsMore, segment_modules
@@ -76,9 +76,19 @@ def _recorded(model: nn.Module, images: Tensor) -> Recording:
         raise FamilyError(f"{name} cannot be cut into blocks: {_reason(error)}. Change that, or {BY_HAND}.") from error
     logits = recording.nodes[-1].args[0]
     if not isinstance(logits, fx.Node):
-        kind = type(logits).__name__ if not isinstance(logits, (tuple, list)) else f"{len(logits)} tensors"
-        raise FamilyError(f"{name} returns {kind}, not logits (B, classes): wrap it in a module that returns those.")
+        raise FamilyError(
+            f"{name} returns {_kind(logits)}, not logits (B, classes): wrap it in a module that returns those."
+        )
     return recording
+
+
+def _kind(results: object) -> str:
+    """What a network returns instead of one tensor, in words: a recording holds classes of its own for some."""
+    if isinstance(results, dict):
+        return f"a dictionary ({', '.join(map(str, results))})"
+    if isinstance(results, (tuple, list)):
+        return f"{len(results)} tensors"
+    return "nothing" if results is None else f"a {type(results).__name__}"
 
 
 def _parts(recording: Recording, model: nn.Module, images: Tensor, training: bool) -> Parts:

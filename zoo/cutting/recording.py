@@ -164,6 +164,13 @@ class _Proxy(fx.Proxy):
             raise TraceError("its forward pass decides by the values of a tensor")
         return bool(self._concrete)
 
+    def __index__(self) -> int:
+        if self.tracer.values[self.node].batch:  # type: ignore[attr-defined]
+            raise TraceError("its forward pass counts the images of a batch one by one")
+        raise TraceError("its forward pass takes a number out of a tensor")
+
+    __int__ = __float__ = __complex__ = __index__
+
     def __len__(self) -> int:
         if isinstance(self._concrete, Tensor) and self.tracer.depends_on_batch(self.node):  # type: ignore[attr-defined]
             raise TraceError("its forward pass takes len() of a batch (x.shape[0] can be recorded)")
