@@ -15,6 +15,11 @@ CROSSVIT = (
     "depth = [[1, 2, 0], [1, 2, 0]], embed_dim = [%d, %d], num_heads = [2, 2] }"
 )
 
+NEAREST = (
+    "Anchors small and large cannot be stitched: nearest to a seam are small after block 1 and large after block 1, "
+)
+ADVICE = ". Choose anchors with a common grid and equal prefix tokens, or an image size at which they have one."
+
 
 @pytest.mark.parametrize(
     ("small", "large", "sentence"),
@@ -22,23 +27,19 @@ CROSSVIT = (
         (
             SMALL,
             VIT.replace("patch_size = 16", "patch_size = 12") + "embed_dim = 24 }",
-            "Anchors small and large cannot be stitched: nearest to a seam are small after block 1 and large after block 1, "
-            "but features 1 + 3×3 of width 12 and 1 + 4×4 of width 24 do not lie on one grid. Choose anchors with a common "
-            "grid and equal prefix tokens, or an image size at which they have one.",
+            NEAREST + "but features 1 + 3×3 of width 12 and 1 + 4×4 of width 24 do not lie on one grid" + ADVICE,
         ),
         (
             SMALL,
             VIT + "embed_dim = 24, reg_tokens = 4 }",
-            "Anchors small and large cannot be stitched: nearest to a seam are small after block 1 and large after block 1, "
-            "but prefix tokens (class, distillation, registers) cannot go from 1 to 5. Choose anchors with a common grid "
-            "and equal prefix tokens, or an image size at which they have one.",
+            NEAREST + "but prefix tokens (class, distillation, registers) cannot go from 1 to 5" + ADVICE,
         ),
         (
             CROSSVIT % (12, 16),
             CROSSVIT % (24, 32),
-            "CrossVit cannot be cut into blocks: up to 7 tensors go from one layer to the next, and a seam is one tensor of "
-            "tokens (B, N, D) or maps. Concatenate them between blocks, or build klas_zoo.Chain(stem, blocks, head, "
-            "input_shape=…) from its modules.",
+            "CrossVit cannot be cut into blocks: up to 7 tensors go from one layer to the next, and a seam is one "
+            "tensor of tokens (B, N, D) or maps. Concatenate them between blocks, or build "
+            "klas_zoo.Chain(stem, blocks, head, input_shape=…) from its modules.",
         ),
     ],
     ids=["grids", "prefixes", "several tensors"],
