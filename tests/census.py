@@ -1,7 +1,7 @@
 """One model of each of timm's modules, the smallest that shows how its networks are built.
 
-Where a module holds large networks only, they are made shallow. `CENSUS` maps timm's module to a model
-and its arguments, `NOT_CUT` to the model and the reason why it is no chain of several blocks.
+Where a module holds large networks only, they are made shallow, or take small images. `CENSUS` maps timm's module
+to a model and its arguments, `NOT_CUT` to the model and the reason why it is no chain of several blocks.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ CENSUS: dict[str, tuple[str, dict[str, Any]]] = {
     "mobilevit": ("mobilevit_xxs", {}),
     "mvitv2": ("mvitv2_tiny", {}),
     "naflexvit": ("naflexvit_base_patch16_parfac_gap", {"depth": 4}),
-    "nasnet": ("nasnetalarge", {"pretrained_cfg_overlay": {"input_size": (3, 128, 128)}}),
+    "nasnet": ("nasnetalarge", {"pretrained_cfg_overlay": {"input_size": (3, 96, 96)}}),
     "nest": ("nest_tiny", {}),
     "nextvit": ("nextvit_small", {}),
     "nfnet": ("test_nfnet", {}),
     "pit": ("pit_ti_224", {}),
-    "pnasnet": ("pnasnet5large", {"pretrained_cfg_overlay": {"input_size": (3, 128, 128)}}),
+    "pnasnet": ("pnasnet5large", {"pretrained_cfg_overlay": {"input_size": (3, 96, 96)}}),
     "pvt_v2": ("pvt_v2_b0", {}),
-    "qwen3_vit": ("qwen3_vit_88m", {"depth": 3}),
+    "qwen3_vit": ("qwen3_vit_88m", {"depth": 3, "pretrained_cfg_overlay": {"input_size": (3, 192, 256)}}),
     "rdnet": ("rdnet_tiny", {}),
     "regnet": ("regnetx_002", {}),
     "repghost": ("repghostnet_050", {}),
@@ -94,7 +94,7 @@ CENSUS: dict[str, tuple[str, dict[str, Any]]] = {
     "tnt": ("tnt_s_legacy_patch16_224", {}),
     "tresnet": ("tresnet_m", {}),
     "twins": ("twins_svt_small", {}),
-    "vgg": ("vgg11", {}),
+    "vgg": ("vgg11", {"mlp_ratio": 0.0625}),
     "visformer": ("visformer_tiny", {}),
     "vision_transformer": ("test_vit", {}),
     "vision_transformer_hybrid": ("vit_tiny_r_s16_p8_224", {}),
@@ -111,6 +111,8 @@ QUICK = (
     "vision_transformer", "swin_transformer", "tiny_vit", "repvit", "edgenext", "efficientvit_mit", "hgnet",
     "metaformer", "mobilenetv3", "regnet", "pit", "dla",
 )  # fmt: skip
+IN_WINDOWS = {"nest_tiny"}
+"""Their features are (windows, positions in a window, channels): what looks like a grid of an image is none."""
 NOT_CUT = {
     "crossvit": ("crossvit_tiny_240", "two sets of tokens, of different sizes, go side by side through all blocks"),
 }

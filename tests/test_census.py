@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from census import CENSUS, NOT_CUT, QUICK
+from census import CENSUS, IN_WINDOWS, NOT_CUT, QUICK
 from torch import Tensor, nn
 
 from klas_zoo.chains import Chain
@@ -45,8 +45,9 @@ def check(name: str, arguments: dict[str, Any]) -> None:
         assert torch.equal(logits, model(images))
     assert all(a is not b for a, b in pairwise(features))
 
-    wrong = [str(layout) for layout, one in zip(chain.layouts, features, strict=True) if not lies_as_said(layout, one)]
-    assert not wrong, f"{name}: {wrong}"
+    first = {(layout.kind, layout.grid): place for place, layout in reversed([*enumerate(chain.layouts)])}
+    wrong = [place for place in first.values() if not lies_as_said(chain.layouts[place], features[place])]
+    assert bool(wrong) == (name in IN_WINDOWS), [str(chain.layouts[place]) for place in wrong]
 
     exact = all(map(in_order, chain.layouts, features))
     for found in stitched_to_itself(chain, images):
@@ -70,22 +71,22 @@ def two_that_differ_in_a_corner(shape: tuple[int, int, int]) -> Tensor:
 def lies_as_said(layout: Layout, features: Tensor) -> bool:
     """Whether the features of two such images differ most in the upper right quarter of the grid, where there is one.
 
-    Tokens in another order, a prefix of another length or channels on another axis would spread the difference.
+    Tokens in another order, a prefix of another length or channels on another axis would spread the difference. On
+    small grids every feature may have seen all of an image.
     """
-    if len(layout.grid) == 1 or min(layout.grid) < 4:
+    if len(layout.grid) == 1 or min(layout.grid) <= 8:
         return True
     rows, columns = layout.grid
     vectors = layout.channels_last(features)
     if layout.kind == "tokens":
         vectors = vectors[:, layout.prefix :].unflatten(1, layout.grid)
-    difference = (vectors[1] - vectors[0]).norm(dim=-1)
-    middle = difference[1:-1, 1:-1] if min(layout.grid) > 4 else difference  # receptive fields end at the border
-    top, bottom = middle.tensor_split(2, 0)
-    quarters = [*top.tensor_split(2, 1), *bottom.tensor_split(2, 1)]
-    mean = [float(one.mean()) for one in quarters]
-    # row by row, not only as a whole: two rows in turn would mix left and right
-    beside = middle[: rows // 2 - 1, columns // 2 :].mean(1) > middle[: rows // 2 - 1, : columns // 2 - 1].mean(1)
-    return mean[1] == max(mean) and bool(beside.all())
+    difference = (vectors[1] - vectors[0]).norm(dim=-1)[1:-1, 1:-1]  # convolutions see less at borders
+    top, bottom = difference.tensor_split(2, 0)
+    quarters = [float(one.mean()) for half in (top, bottom) for one in half.tensor_split(2, 1)]
+    # row by row: two rows in turn would mix left and right
+    upper = difference[: rows // 2 - 1]
+    beside = upper[:, columns // 2 :].mean(1) > upper[:, : columns // 2 - 1].mean(1)
+    return quarters[1] == max(quarters) and bool(beside.all())
 
 
 def in_order(layout: Any, features: Tensor) -> bool:

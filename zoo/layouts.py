@@ -23,7 +23,7 @@ class Layout:
         prefix: P, the number of class, distillation and register tokens.
     """
 
-    kind: Kind
+    kind: Literal["tokens", "maps", "nhwc"]
     width: int
     grid: Shape
     prefix: int = 0
@@ -85,8 +85,10 @@ def mismatch(source: Layout, target: Layout) -> str:
     if source.grid == target.grid:
         return ""
     # how the tokens lie does not matter to other tokens, one by one they are the same
-    if source.kind == target.kind == "tokens" and source.vectors == target.vectors and 1 in map(
-        len, (source.grid, target.grid)
+    if (
+        source.kind == target.kind == "tokens"
+        and source.vectors == target.vectors
+        and 1 in map(len, (source.grid, target.grid))
     ):
         return ""
     return f"features {source} and {target} do not lie on one grid"

@@ -74,7 +74,13 @@ def export_as(
 
 
 def images_for(
-    spec: FamilySpec, source: PackageSource, folder: Path | None, *, precision: str, count: int | None, seed: int,
+    spec: FamilySpec,
+    source: PackageSource,
+    folder: Path | None,
+    *,
+    precision: str,
+    count: int | None,
+    seed: int,
     classes: Sequence[str] | None = None,
 ) -> tuple[VerificationImages, str]:
     """Real images to verify with, and what they are.
@@ -125,5 +131,3 @@ def _sufficiency(images: int, needed: int, precision: str) -> str:
         return f"the limits of {precision} need {needed}"
     shares = f", and shares of images are not compared below {FEW}" if images < FEW else ""
     return f"the limits of {precision} need {needed}: fewer find less{shares}"
-
-

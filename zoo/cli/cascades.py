@@ -12,19 +12,47 @@ from klas_zoo.cli.output import say, say_json, say_progress
 
 @click.command()
 @click.argument("package")
-@click.option("--data", help="Labelled images that no network has learned from: a folder with a folder for each class, or a data set whose test images are used. Default: the images that the family embeds, for one that does.")
-@click.option("--test", help="Other labelled images, which say how accurate cascades are; all of --data then decide. Default: half of --data.")
-@click.option("--out", type=LocalPath(), help="Write a copy of the package that carries the cascades, for klas-zoo install and the servers.")
-@click.option("--graphs", is_flag=True, help="With --out: also each cascade of two stages as one ONNX graph with If, for one image at a time.")
+@click.option(
+    "--data",
+    help="Labelled images that no network has learned from: a folder with a folder for each class, or a data set whose test images are used. Default: the images that the family embeds, for one that does.",
+)
+@click.option(
+    "--test",
+    help="Other labelled images, which say how accurate cascades are; all of --data then decide. Default: half of --data.",
+)
+@click.option(
+    "--out",
+    type=LocalPath(),
+    help="Write a copy of the package that carries the cascades, for klas-zoo install and the servers.",
+)
+@click.option(
+    "--graphs",
+    is_flag=True,
+    help="With --out: also each cascade of two stages as one ONNX graph with If, for one image at a time.",
+)
 @click.option("--route", "routes", multiple=True, help="Use only this route; may be repeated.")
 @click.option("--latency", help="Limit for the percentile: 5ms, 200us or 1.5s.")
-@click.option("--percentile", type=click.Choice(["p50", "p90", "p99"]), default="p50", show_default=True, help="Of the latency over images, long and short paths together.")
+@click.option(
+    "--percentile",
+    type=click.Choice(["p50", "p90", "p99"]),
+    default="p50",
+    show_default=True,
+    help="Of the latency over images, long and short paths together.",
+)
 @click.option("--mean", help="Limit for the mean latency over images.")
 @click.option("--worst", help="Limit for an image that every stage executes.")
-@click.option("--measure", type=click.Choice(["probability", "margin", "entropy"]), default="probability", show_default=True, help="Of confidence.")
+@click.option(
+    "--measure",
+    type=click.Choice(["probability", "margin", "entropy"]),
+    default="probability",
+    show_default=True,
+    help="Of confidence.",
+)
 @click.option("--no-triples", is_flag=True, help="Only cascades of two stages.")
 @click.option("--classes", metavar="FILE", help="Names of the engine's classes in its order, or imagenet-1k.")
-@click.option("--threads", type=click.IntRange(min=1), help="That compute one operator. Default: one for each physical core.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="That compute one operator. Default: one for each physical core."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the drawing of the images that decide.")
 @json_option
 def cascades(

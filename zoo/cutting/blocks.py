@@ -4,7 +4,7 @@ A block is what the network's author repeats: the module of a class that stands 
 row between two seams (a transformer block, a residual block), not the stage around it, and not the
 convolutions inside it. What only shrinks the grid between stages (patch merging, a strided
 convolution of its own) belongs to the block behind it, so that features after a block have the
-resolution of the block's own stage; where blocks are few and large it is a block of its own.
+resolution of the block's own stage; where blocks are few and whole stages it is one of its own.
 Networks without such modules are cut at their layers, and these are grouped into blocks of even
 cost.
 """
@@ -27,7 +27,7 @@ from klas_zoo.layouts import Layout
 MOST = 64
 """More blocks than this are grouped: the candidates for stitches grow with the square."""
 FEW = 8
-"""In a chain of fewer blocks, what shrinks the grid at the beginning of a block may be a block of its own."""
+"""In a chain of fewer blocks, what shrinks the grid inside a stage may be a block of its own."""
 SMALLEST = 0.25
 """A layer with less work than this share of the mean belongs to the block before it."""
 _STEM = 1 / 3  # a module that reads the images and does no more of the work is the stem, as a whole
@@ -58,9 +58,11 @@ def choose_blocks(recording: Recording, seams: Mapping[fx.Node, Layout]) -> list
     """
     places = _Places(recording, seams)
     units = _units(places.root)
-    bounds = _bounds(units, places) if len(units) > 1 and _cover(units, places) else _layers(places)
-    bounds = _grouped(_entered(bounds, places), places)
-    return [list(seams)[one - 1] for one in bounds]
+    if len(units) > 1 and _cover(units, places):
+        bounds = _entered(_bounds(units, places), units, places)
+    else:
+        bounds = _layers(places)
+    return [list(seams)[one - 1] for one in _grouped(bounds, places)]
 
 
 class _Places:
@@ -134,7 +136,8 @@ def _cover(units: list[_Section], places: _Places) -> bool:
 
     A row of layers (VGG's) that a container holds is no unit, however much it does.
     """
-    if any(one.kind in CONTAINERS and one.last - one.first > 1 and one.work > places.root.work / 2 for one in units):
+    rows = [one for one in units if one.kind in CONTAINERS and one.last - one.first > 1]
+    if len(units) < 4 and any(one.work > places.root.work / 2 for one in rows):
         return False
     done = sum(one.work for one in units)
     between = places.work[units[-1].last] - places.work[units[0].first]
@@ -201,25 +204,20 @@ def _layers(places: _Places) -> list[int]:
     return bounds if len(bounds) > 1 else [1, last]
 
 
-def _entered(bounds: list[int], places: _Places) -> list[int]:
-    """With a further seam behind what shrinks the grid at the beginning of a block, where there are few blocks.
+def _entered(bounds: list[int], units: list[_Section], places: _Places) -> list[int]:
+    """With a further seam behind what shrinks the grid inside a unit, where there are few and most do so.
 
-    A block that is a whole stage (CSPNet, GCViT) could not be entered on its own grid otherwise.
+    Units that are whole stages (GCViT's) could not be entered on their own grids otherwise.
     """
-    if len(bounds) - 1 >= FEW:
+    found: dict[int, int] = {}  # the end of a block to where its features get its grid
+    for one in units:
+        for part in one.below():
+            begins = part.first == one.first and part.last < one.last and one.work <= 16 * part.work <= 8 * one.work
+            if begins and places.shrinks(part.first, part.last) and not places.shrinks(part.last, one.last):
+                found.setdefault(one.last, part.last)
+    if len(bounds) - 1 >= FEW or len(found) < len(units) / 2:
         return bounds
-    found = [bounds[0]]
-    for before, after in pairwise(bounds):
-        work = places.work[after] - places.work[before]
-        ends = [
-            one.last
-            for one in places.root.below()
-            if before <= one.first and one.last < after and places.shrinks(one.first, one.last)
-            and not places.shrinks(one.last, after)
-            and work / 16 <= places.work[one.last] - places.work[before] <= work / 2
-        ]  # fmt: skip
-        found += [*ends[:1], after]
-    return found
+    return sorted({*bounds, *(seam for end, seam in found.items() if end in bounds[1:])})
 
 
 def _grouped(bounds: list[int], places: _Places) -> list[int]:
