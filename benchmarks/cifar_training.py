@@ -137,12 +137,13 @@ class Muon(torch.optim.Optimizer):
                 self._step(matrices, max(shape), group)
 
     def _step(self, matrices: list[nn.Parameter], larger: int, group: dict) -> None:
-        gradients = torch.stack([m.grad for m in matrices])
-        state = self.state[matrices[0]]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(gradients)
-        average = state["momentum"].lerp_(gradients, 1 - group["momentum"])
-        updates = orthogonal(gradients.lerp(average, group["momentum"]))
+        gradients = [m.grad for m in matrices]
+        for matrix in matrices:
+            if not self.state[matrix]:
+                self.state[matrix]["momentum"] = torch.zeros_like(matrix)
+        averages = [self.state[matrix]["momentum"] for matrix in matrices]
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+        updates = orthogonal(torch.stack(torch._foreach_lerp(gradients, averages, group["momentum"])))
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(matrices, list(updates.unbind()), alpha=-group["lr"] * 0.2 * math.sqrt(larger))
 
@@ -191,6 +192,46 @@ class Teacher(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return 0.125 * self.layers(images)
+
+    @classmethod
+    def of_state(cls, state: dict[str, Tensor]) -> Teacher:
+        """One as wide as the weights are."""
+        found = cls(width=len(state["layers.0.0.weight"]))
+        found.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        return found
+
+
+class Teachers(nn.Module):
+    """Several teachers: images → the mean of their log-probabilities (B, classes)."""
+
+    def __init__(self, *teachers: nn.Module) -> None:
+        super().__init__()
+        self.teachers = nn.ModuleList(teachers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = [teacher(images).float().log_softmax(1) for teacher in self.teachers]
+        return torch.stack(found).mean(0)
+
+
+class MuonBeside:
+    """Lets Muon update the matrices of anchors' blocks, and a tuner's own optimiser everything else.
+
+    Its rate follows that of the optimiser's first group.
+    """
+
+    def __init__(self, optimiser: torch.optim.Optimizer, chains: nn.Module, rate: float, weight_decay: float) -> None:
+        matrices = [p for name, p in chains.named_parameters() if ".blocks." in name and p.ndim == 2]
+        taken = set(matrices)
+        for group in optimiser.param_groups:
+            group["params"] = [p for p in group["params"] if p not in taken]
+        self.muon, self.rate = Muon(matrices, rate, weight_decay), rate
+        first = optimiser.param_groups[0]
+
+        def before(*_: object) -> None:
+            self.muon.param_groups[0]["lr"] = rate * first["lr"] / first["initial_lr"]
+            self.muon.step()
+
+        optimiser.register_step_pre_hook(before)
 
 
 class _Residual(nn.Module):

@@ -110,9 +110,7 @@ def open_job(name: str, seed: int, arguments: argparse.Namespace) -> Job:
         test=_some(data.test, arguments.test_images, 0),  # the same for all seeds
     )
     cost_of = route_costs(family)
-    return Job(
-        family=family, data=few, macs=lambda route: float(cost_of(route).macs), arguments=arguments, seed=seed
-    )
+    return Job(family=family, data=few, macs=lambda route: float(cost_of(route).macs), arguments=arguments, seed=seed)
 
 
 def _some(split: Split, count: int, seed: int) -> Split:
@@ -121,10 +119,11 @@ def _some(split: Split, count: int, seed: int) -> Split:
 
 
 def take_measurements(job: Job, file: Path) -> Measurements:
-    """Everything any selector asks for, from a file if they were taken before."""
+    """Everything the selectors ask for, from a file if they were taken before."""
     if file.exists():
         return Measurements.from_json(json.loads(file.read_text()))
-    needs = frozenset().union(*(find_selector(name).asks_for(job.settings(name)) for name in SELECTORS))
+    names = ["klas", *(name for name in SELECTORS if name in job.arguments.selectors)]
+    needs = frozenset().union(*(find_selector(name).asks_for(job.settings(name)) for name in names))
     found = measure(
         job.family.chains, needs - {"latency_ms"}, job.images, job.macs, job.settings("klas"),
         probing=job.probing,
@@ -222,9 +221,7 @@ def run_selector(job: Job, selector: str, measured: Measurements, file: Path) ->
         tune_for(job, supernet, job.arguments.steps, job.seed)
     top1 = evaluate(supernet, supernet.routes, test_batches(job))
     seconds = round(time.perf_counter() - started)
-    rows = [
-        {"seed": job.seed, "selector": selector, "seconds": seconds, **row} for row in rows_of(job, stitches, top1)
-    ]
+    rows = [{"seed": job.seed, "selector": selector, "seconds": seconds, **row} for row in rows_of(job, stitches, top1)]
     append(file, RUN_FIELDS, rows, job)
     print(f"{job.family.name} seed {job.seed} {selector}: {len(stitches)} stitches, {seconds} s", flush=True)
 
@@ -305,12 +302,34 @@ def done(file: Path, *keys: str) -> set[tuple[str, ...]]:
     return {tuple(row[key] for key in keys) for row in selector_report.read(file)}
 
 
+def write_selected(job: Job, selectors: Sequence[str], measured: Measurements, file: Path) -> None:
+    """What every selector chose, for tune_selected.py."""
+    chosen = {
+        selector: [
+            {
+                "json": one.route.to_json(), "source": one.source, "i": one.i, "target": one.target, "j": one.j,
+                "bucket": one.bucket, "reason": one.reason,
+            }
+            for one in stitches_of(job, selector, measured)
+        ]
+        for selector in selectors
+        if selector not in ("warm-up", "all")
+    }  # fmt: skip
+    for selector, routes in chosen.items():
+        print(f"{job.family.name} seed {job.seed} {selector}: {len(routes)} stitches", flush=True)
+    macs = {str(route): job.macs(route) for route in job.anchors}
+    file.write_text(json.dumps({"seed": job.seed, "anchors": macs, "selected": chosen}) + "\n")
+
+
 def run_family(name: str, arguments: argparse.Namespace) -> None:
     folder = HERE / find_family(name).name
     folder.mkdir(parents=True, exist_ok=True)
     for seed in arguments.seeds:
         job = open_job(name, seed, arguments)
         measured = take_measurements(job, folder / f"measurements-{seed}.json")
+        if arguments.select_only:
+            write_selected(job, arguments.selectors, measured, folder / f"selected-{seed}.json")
+            continue
         if (str(seed),) not in done(folder / "candidates.csv", "seed"):
             score_candidates(job, measured, folder / "candidates.csv")
         if (str(seed),) not in done(folder / "cascades.csv", "seed"):
@@ -332,6 +351,7 @@ def parse(description: str | None) -> argparse.Namespace:
     parser.add_argument("--heldout-images", type=int, default=2_000)
     parser.add_argument("--fit-images", type=int, default=2_000, help="that stitching layers are fitted to")
     parser.add_argument("--test-images", type=int, default=5_000)
+    parser.add_argument("--select-only", action="store_true", help="write what is chosen, for tune_selected.py")
     return parser.parse_args()
 
 
@@ -339,7 +359,8 @@ def main() -> None:
     arguments = parse(__doc__)
     for name in arguments.families:
         run_family(name, arguments)
-    selector_report.main()
+    if not arguments.select_only:
+        selector_report.main()
 
 
 if __name__ == "__main__":

@@ -42,14 +42,13 @@ import klas_zoo.families.micro  # noqa: F401  registers the anchors with timm
 TEACHER = "teacher"
 
 
-def make_model(name: str) -> nn.Module:
-    return Teacher() if name == TEACHER else timm.create_model(name)
+def make_model(name: str, width: int) -> nn.Module:
+    return Teacher(width) if name == TEACHER else timm.create_model(name)
 
 
 def load_teacher(path: Path, device: str) -> nn.Module:
     """The frozen teacher, bf16 on GPUs."""
-    model = Teacher()
-    model.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    model = Teacher.of_state(load_file(path))
     model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return model.bfloat16() if device == "cuda" else model
 
@@ -84,7 +83,7 @@ class Run:
         if arguments.limit:
             training = Images(training.pixels[: arguments.limit], training.labels[: arguments.limit])
         self.training = training.padded()
-        self.model = make_model(arguments.model).to(self.device, memory_format=torch.channels_last)
+        self.model = make_model(arguments.model, arguments.width).to(self.device, memory_format=torch.channels_last)
         self.teacher = load_teacher(arguments.teacher, self.device) if arguments.teacher else None
         if arguments.model == TEACHER:
             self.optimisers: list[torch.optim.Optimizer] = [
@@ -205,6 +204,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--checkpoints", type=Path, help="folder of checkpoints; default: --out")
     parser.add_argument("--teacher", type=Path, help="weights of a teacher to learn from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--width", type=int, default=64, help="of the teacher's first layer")
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--seconds", type=float, help="of training after which the schedule ends")
     parser.add_argument("--batch", type=int, default=512)

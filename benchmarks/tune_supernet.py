@@ -28,6 +28,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,12 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from cifar_training import Images, augmented, load, load_test, mixed, rate_at
+from cifar_training import Images, MuonBeside, Teachers, augmented, load, load_test, mixed, rate_at
 from graphed_tuning import GraphedSteps
+from local_products import local_products
 from safetensors.torch import load_file, save_file
 from timm.layers import set_fused_attn
+from train_anchors import accuracy, load_teacher
 
 import klas_zoo.families.micro  # noqa: F401  registers the anchors with timm
 from klas_zoo.chains import Chain
@@ -94,14 +97,14 @@ def macs_of(chains: dict[str, Chain], routes: list[Route]) -> dict[Route, int]:
 
 
 def training_batches(
-    images: Images, batch: int, mixup: float, seed: int, device: str
+    images: Images, batch: int, mixup: float, seed: int, device: str, cutout: int = 0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless augmented batches: images and targets (B, classes)."""
     padded, generator = images.padded(), torch.Generator(device).manual_seed(seed)
     while True:
         order = torch.randperm(len(padded), generator=generator, device=device)
         for chosen in order[: len(order) // batch * batch].split(batch):
-            pictures, labels = augmented(padded, chosen, generator)
+            pictures, labels = augmented(padded, chosen, generator, cutout)
             yield mixed(pictures, F.one_hot(labels, 10).float(), mixup, generator)
 
 
@@ -129,14 +132,20 @@ def tune(arguments: argparse.Namespace) -> dict[str, Any]:
         seed=arguments.seed,
     )  # fmt: skip
     settings = replace(settings, **VARIANTS[arguments.variant])
-    teacher = load_chains(arguments.anchors, ["base"], device)["base"].eval().requires_grad_(False)
-    tuner = Tuner(supernet, arguments.steps, settings, teacher=teacher)
-    stream = training_batches(training, arguments.batch, arguments.mixup, arguments.seed, device)
+    teacher: torch.nn.Module = load_chains(arguments.anchors, ["base"], device)["base"].eval().requires_grad_(False)
+    if arguments.teacher:
+        teacher = Teachers(teacher, _InItsType(load_teacher(arguments.teacher, device)))
+    taught = accuracy(teacher, held_out, device)
+    print(f"{arguments.name}: teacher {taught:.2f} % of the images held out", flush=True)
+    tuner = Tuner(supernet, arguments.steps, settings, teacher=teacher.eval())
+    if arguments.muon:
+        MuonBeside(tuner.optimiser, supernet.chains, arguments.muon, settings.weight_decay)
+    stream = training_batches(training, arguments.batch, arguments.mixup, arguments.seed, device, arguments.cutout)
     started = time.perf_counter()
     if arguments.seconds:
         schedule_by_time(tuner, arguments.seconds)
-    with tuner.running():
-        graphs = GraphedSteps(tuner, stream) if arguments.graphs else None
+    with tuner.running(), local_products() if device == "cuda" else nullcontext():
+        graphs = GraphedSteps(tuner, stream, reuse=arguments.reuse) if arguments.graphs else None
         while tuner.done < arguments.steps:
             spent = time.perf_counter() - started
             if arguments.seconds and spent >= arguments.seconds:
@@ -145,7 +154,7 @@ def tune(arguments: argparse.Namespace) -> dict[str, Any]:
                 graphs.step()
             else:
                 tuner.step(stream)
-            if tuner.done in (20, 200) or tuner.done % 1_000 == 0:
+            if tuner.done in (20, 200) or tuner.done % 2_000 == 0:
                 print(arguments.name, tuner.done, f"loss {tuner.loss:.4f}, {spent:.1f} s", flush=True)
     tuner.finish()
     seconds = time.perf_counter() - started
@@ -157,6 +166,7 @@ def tune(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "variant": arguments.variant, "seed": arguments.seed, "seconds": seconds, "steps": tuner.done,
         "settings": asdict(settings), "mixup": arguments.mixup, "pairs": arguments.pair, "torch": torch.__version__,
+        "muon": arguments.muon, "cutout": arguments.cutout, "reuse": arguments.reuse, "teacher": taught,
         "hardware": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "routes": [
             {
@@ -166,6 +176,18 @@ def tune(arguments: argparse.Namespace) -> dict[str, Any]:
             for r in sorted(routes, key=macs.__getitem__)
         ],
     }  # fmt: skip
+
+
+class _InItsType(torch.nn.Module):
+    """A teacher that takes images in the type of its weights."""
+
+    def __init__(self, teacher: torch.nn.Module) -> None:
+        super().__init__()
+        self.teacher, self.type_ = teacher, next(teacher.parameters()).dtype
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.teacher(images.to(self.type_))
+        return found
 
 
 def schedule_by_time(tuner: Tuner, seconds: float) -> None:
@@ -184,9 +206,7 @@ def above_the_line(rows: list[dict[str, Any]], key: str = "tuned", anchors: str 
     found = []
     for row in rows:
         if "+" in row["route"]:
-            (x0, y0), (x1, y1) = next(
-                (a, b) for a, b in itertools.pairwise(known) if a[0] <= row["macs"] <= b[0]
-            )
+            (x0, y0), (x1, y1) = next((a, b) for a, b in itertools.pairwise(known) if a[0] <= row["macs"] <= b[0])
             found.append(row[key] - y0 - (y1 - y0) * (row["macs"] - x0) / (x1 - x0))
     return found
 
@@ -207,6 +227,10 @@ def main() -> None:
     parser.add_argument("--anchor-rate", type=float, default=5e-4)
     parser.add_argument("--stitch-rate", type=float, default=2e-3)
     parser.add_argument("--mixup", type=float, default=0.3, help="share of the images")
+    parser.add_argument("--cutout", type=int, default=0, help="side of the square, pixels")
+    parser.add_argument("--teacher", type=Path, help="a convolutional one, which teaches together with base")
+    parser.add_argument("--muon", type=float, help="peak rate of Muon, for the matrices of anchors' blocks")
+    parser.add_argument("--reuse", type=int, default=1, help="steps on one batch, each on another route")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--limit", type=int, help="of images to fit stitching layers to, and to evaluate on")

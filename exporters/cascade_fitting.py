@@ -116,7 +116,7 @@ def packaged(
     package: Package, one: FittedCascade, test: Outcome, verification: Verification, *latencies: CascadeLatency
 ) -> PackagedCascade:
     """A fitted cascade as a package carries it."""
-    parameters, size = _weights_of(package, one.cascade)
+    parameters, size = weights_of(package, one.cascade)
     return PackagedCascade(
         cascade=one.cascade, facts=CascadeFacts(heldout=one.heldout, test=test), macs=round(one.mean_cost),
         worst_macs=round(one.cost.worst), parameters=parameters, size_bytes=size, verification=verification,
@@ -124,7 +124,7 @@ def packaged(
     )  # fmt: skip
 
 
-def _weights_of(package: Package, cascade: Cascade) -> tuple[int, int]:
+def weights_of(package: Package, cascade: Cascade) -> tuple[int, int]:
     """Elements of all weights that the stages read, and bytes of them and of the graphs; each weight counted once."""
     places: dict[str, tuple[int, int]] = {}
     size = inside = 0

@@ -146,6 +146,10 @@ def _digest(parts: Iterable[bytes]) -> bytes:
 def _cut(model: onnx.ModelProto, taken: Sequence[str], left: Sequence[str]) -> StageGraph:
     """A graph that starts at the values `taken`, the images where there are none, and also gives the values `left`."""
     graph, logits = model.graph, model.graph.output[0]
+    if not taken and not left:  # as it is: a graph from elsewhere may have functions, and bodies that read its values
+        weights = {one.name for one in graph.initializer}
+        images = tuple(one.name for one in graph.input if one.name not in weights)
+        return StageGraph(model=model, inputs=images, outputs=(logits.name,), continues=False)
     types = _types(model)
     renamed = {name: f"{_FEATURES}{number}" for number, name in enumerate(taken)}
     nodes: list[onnx.NodeProto] = []

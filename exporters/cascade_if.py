@@ -68,6 +68,24 @@ def one_graph(cascade: Cascade, engines: Mapping[str, bytes]) -> onnx.ModelProto
     return helper.make_model(whole, opset_imports=first.model.opset_import, ir_version=first.model.ir_version)
 
 
+def refuse_unlike(package: Package) -> None:
+    """Refuses a package whose graphs cannot be parts of one graph, as those of networks from elsewhere may be.
+
+    Raises:
+        UsageError: they use several opsets, or have functions or bodies of branches.
+    """
+    opsets: dict[tuple[tuple[str, int], ...], str] = {}
+    for route in package.routes:
+        model = onnx.load(str(package.engine(route)), load_external_data=False)
+        opsets.setdefault(tuple(sorted((one.domain, one.version) for one in model.opset_import)), route.name)
+        bodies = any(one.HasField("g") or one.graphs for node in model.graph.node for one in node.attribute)
+        if model.functions or bodies:
+            raise UsageError(f"{route.name} has functions or branches: --graphs takes graphs without.")
+    if len(opsets) > 1:
+        first, other, *_ = opsets.values()
+        raise UsageError(f"{first} and {other} use other opsets of ONNX: --graphs takes graphs of one.")
+
+
 def write_one_graph(package: Package, cascade: Cascade, folder: Path, name: str, threads: int | None = None) -> Path:
     """Writes the graph into a folder that holds the package's weights, and compares it with the cascade's stages.
 

@@ -29,6 +29,7 @@ from klas_zoo.exporters.onnx_session import verify_onnx
 from klas_zoo.exporters.opset import PORTABLE
 from klas_zoo.exporters.package import Package, write_manifest
 from klas_zoo.exporters.package_writing import entries, staging, write_references
+from klas_zoo.exporters.packaged_cascades import PackagedCascades
 from klas_zoo.exporters.precision import Convert, converter
 from klas_zoo.exporters.reduced_precision import Half
 from klas_zoo.exporters.reference_logits import Labelled, Listener, ReferenceLogits, reference_logits
@@ -54,6 +55,7 @@ class PackageSource:
             is not needed any more.
         provenance: for the manifest: where all this comes from.
         data: for the manifest: description and fingerprint of the images behind the accuracies.
+        cascades: those of a registered build in a precision, with the SHA-256 of its engines.
     """
 
     facts: FamilyFacts
@@ -61,6 +63,7 @@ class PackageSource:
     load: Callable[[Sequence[Route]], Supernet]
     provenance: Mapping[str, Any]
     data: Mapping[str, str] = field(default_factory=dict)
+    cascades: Callable[[str], PackagedCascades] = lambda precision: PackagedCascades()
 
 
 @dataclass(frozen=True, kw_only=True)

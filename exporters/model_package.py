@@ -71,11 +71,6 @@ def derive(package: Package, folder: Path, options: Mapping[str, Any]) -> list[V
     return verify_routes(package, artifacts, partial(open_onnx, provider=CPU_PROVIDER, threads=None))
 
 
-def is_model_package(table: Any) -> bool:
-    """Whether a `manifest.json` is that of a model package."""
-    return isinstance(table, dict) and "components" in table
-
-
 def read_model_package(folder: Path, table: Mapping[str, Any], digest: str) -> Package:
     """The asset of a model package, checked as `Package.open` checks ours.
 

@@ -102,7 +102,7 @@ def read_cascades(package: Package) -> PackagedCascades:
     except OSError as error:
         raise PackageError(f"{path} cannot be read: {error.strerror}.") from error
     found = parse_cascades(content, str(path))
-    known = _engines(package.manifest)
+    known = engines_of(package.manifest)
     for route in dict.fromkeys(str(route) for one in found.cascades for route in one.cascade.routes):
         if route not in known:
             raise DamagedPackage(f"{path} has a cascade of the route {route}, which the package does not have.")
@@ -111,7 +111,8 @@ def read_cascades(package: Package) -> PackagedCascades:
     return found
 
 
-def _engines(manifest: Manifest) -> dict[str, str]:
+def engines_of(manifest: Manifest) -> dict[str, str]:
+    """SHA-256 of the engine of each route that has a file, by the route's name."""
     found = ((one.name, manifest.files.get(one.file or "")) for one in manifest.routes)
     return {name: entry.sha256 for name, entry in found if entry is not None}
 
@@ -144,7 +145,7 @@ def write_cascades(folder: Path, manifest: Manifest, found: PackagedCascades) ->
     path = folder / CASCADES
     path.unlink(missing_ok=True)  # it may be a link to another package's
     with path.open("x", encoding="utf-8") as file:
-        file.write(cascades_text(replace(found, engines=_engines(manifest))))
+        file.write(cascades_text(replace(found, engines=engines_of(manifest))))
         file.flush()
         os.fsync(file.fileno())
     entry = FileEntry(size_bytes=path.stat().st_size, sha256=sha256_of(path))

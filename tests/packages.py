@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,12 +111,13 @@ def _made(out: Path, precision: str, **changes: Any) -> Package:
 
 
 def carry_cascade(
-    package: Package, *, fingerprint: str = "", latencies: tuple[CascadeLatency, ...] = ()
-) -> tuple[Package, PackagedCascade]:
+    package: Package, *, fingerprint: str = "", latencies: tuple[CascadeLatency, ...] = (),
+    routes: Sequence[str] = ("slim", "slim.1-2+wide.2-3"),
+) -> tuple[Package, PackagedCascade]:  # fmt: skip
     """Adds a cascade to a package, timed here unless latencies are given; half of its references go on, 75 % top-1."""
     stored = package.references()
-    sure = np.sort(confidence(stored.logits["slim"], "probability"))
-    form = f"slim ?p<{(sure[7] + sure[8]) / 2:.6f} -> slim.1-2+wide.2-3"
+    sure = np.sort(confidence(stored.logits[routes[0]], "probability"))
+    form = f"{routes[0]} ?p<{(sure[7] + sure[8]) / 2:.6f} -> {routes[1]}"
     cascade = Cascade.parse(form, lambda name: package.route(name).route)
     logits = {route: stored.logits[str(route)] for route in cascade.routes}
     seen = outcome_of(exits_of(cascade, logits), len(stored.images) * 3 // 4, 2)

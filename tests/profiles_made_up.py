@@ -47,7 +47,9 @@ def latency_model(**changes: Any) -> LatencyModel:
         "anchors": {"tiny": anchor_model(1.0, width=8), "base": anchor_model(4.0, width=16)},
         "seam_ms": 0.5,
         "seam_ms_per_gmac": {"tiny": 100.0, "base": 100.0},
-        "error": PredictionError(checked=5, median_percent=1.0, p90_percent=2.5, largest_percent=3.0, method="made up"),
+        "error": PredictionError(
+            checked=5, median_percent=1.0, p90_percent=2.5, largest_percent=3.0, method="made up"
+        ),
     }
     return LatencyModel(**facts | changes)
 

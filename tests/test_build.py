@@ -352,7 +352,9 @@ def test_a_family_of_one_channel_is_built_evaluated_and_used_with_grey_images(to
     assert "Images are read as RGB, 3 channels, or for networks of 1 channel as grey; the anchors" in result.stderr
 
 
-def test_an_unreadable_image_stops_the_build_and_names_it(built: tuple[Path, dict], toy: Path, tmp_path: Path) -> None:
+def test_an_unreadable_image_stops_the_build_and_names_it(
+    built: tuple[Path, dict], toy: Path, tmp_path: Path
+) -> None:
     registry, _ = built
     before = Registry.open(registry, create=False).engines()
     bad = toy / "images" / "train" / "red" / "bad.png"

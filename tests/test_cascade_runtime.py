@@ -195,7 +195,9 @@ def test_a_path_executes_every_stage_and_counts_nothing(session: ElasticSession,
     cascade = _cascade("continued", session)
     runner = CascadeRunner(cascade, _contents(folder), folder, threads=1)
     for number, route in enumerate(cascade.routes, start=1):
-        np.testing.assert_allclose(runner.path(IMAGES, number), session.run(IMAGES, route=str(route)), atol=1e-5)
+        np.testing.assert_allclose(
+            runner.path(IMAGES, number), session.run(IMAGES, route=str(route)), atol=1e-5
+        )
     assert runner.counters().images == (0, 0)
 
 

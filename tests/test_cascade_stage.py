@@ -102,6 +102,27 @@ def test_a_build_registers_cascades_that_compare_with_its_engines(built: Path) -
     assert pick(mean=1e3, registry=registry).candidates == len(engines)
 
 
+@pytest.mark.slow
+def test_an_exported_package_carries_the_cascades_of_the_build(built: Path, toy: Path, tmp_path: Path) -> None:
+    registered = {str(one.route): one for one in Registry.open(built, create=False).engines() if one.cascade}
+
+    def export(name: str, *more: str) -> Path:
+        arguments = ["export", "--family", toy / "toy.toml", "--registry", built, "--data", toy / "images",
+                     "--out", tmp_path / name, "--threads", "1", "--images", "20", *more]  # fmt: skip
+        result = CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return tmp_path / name
+
+    carried = read_cascades(Package.open(export("package")))
+    assert {one.name for one in carried.cascades} == set(registered)
+    for one in carried.cascades:
+        known = registered[one.name]
+        assert (one.facts, one.latencies, one.macs) == (known.cascade, known.latencies, known.macs)
+        assert one.verification.passed
+    served = Package.open(export("repository", "--format", "triton") / "family")
+    assert {one.name for one in read_cascades(served).cascades} == set(registered)
+
+
 def test_cascades_are_those_of_the_package_whose_anchors_are_fastest() -> None:
     def result(name: str, depth: int, **ms: float) -> RouteResult:
         engines = tuple(

@@ -74,7 +74,9 @@ def test_a_catalog_that_is_wrong_is_refused(field: str, value: object, says: str
         ("NVIDIA H200 MIG 1g.18gb+me", "h200-mig-1g.18gb+me", 18, 1 / 8, 1 / 7),
     ],
 )
-def test_a_slice_has_its_share_of_the_card(cuda_name: str, name: str, gb: float, memory: float, compute: float) -> None:
+def test_a_slice_has_its_share_of_the_card(
+    cuda_name: str, name: str, gb: float, memory: float, compute: float
+) -> None:
     found = spec_of_cuda_device(cuda_name, gb * 2**30, 14)
     assert found is not None and found == find_spec(name)
     whole = catalog.catalog()[name.partition("-mig-")[0]]

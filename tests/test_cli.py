@@ -42,7 +42,9 @@ def test_every_command_and_option_is_documented(name: str) -> None:
 
 
 def test_python_m_klas_zoo_is_the_same_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "klas_zoo", "families"], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "klas_zoo", "families"], check=True, capture_output=True, text=True
+    )
     assert "deit-micro" in done.stdout
 
 
@@ -214,7 +216,9 @@ def test_bad_input_gets_one_sentence(arguments: list[str], code: int, says: str,
 
 
 @pytest.mark.parametrize(("option", "name", "nearest"), [("--route", "tinny", "tiny"), ("--device", "cpuu", "cpu")])
-def test_an_unknown_name_in_a_list_names_the_nearest(option: str, name: str, nearest: str, tmp_path: Path) -> None:
+def test_an_unknown_name_in_a_list_names_the_nearest(
+    option: str, name: str, nearest: str, tmp_path: Path
+) -> None:
     filled_registry(tmp_path)
     code, out, error = run("list", option, name, "--registry", tmp_path)
     assert (code, out) == (2, "")

@@ -56,7 +56,9 @@ V1 = "9:name=systemd:/\n4:memory:/pod\n2:cpu,cpuacct:/pod\n1:cpuset:/other\n"
     ids=["v2", "v2 without limit", "v2, a group above", "v2 in a container", "v1", "v1 in a container",
          "v1 without limit", "v1 of another controller", "a file of another kind"],
 )  # fmt: skip
-def test_quotas_of_control_groups_are_read(groups: str, files: dict[str, str], quota: float, tmp_path: Path) -> None:
+def test_quotas_of_control_groups_are_read(
+    groups: str, files: dict[str, str], quota: float, tmp_path: Path
+) -> None:
     limit(tmp_path, groups, files)
     assert cpu_quota(tmp_path) == quota
 

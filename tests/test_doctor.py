@@ -152,7 +152,9 @@ def test_cuda_of_torch_and_onnxruntime_have_to_agree(healthy: Path) -> None:
         ((14, 1), ""),
     ],
 )
-def test_a_driver_too_old_for_torch_is_explained(healthy: Path, driver_cuda: tuple[int, int] | None, said: str) -> None:
+def test_a_driver_too_old_for_torch_is_explained(
+    healthy: Path, driver_cuda: tuple[int, int] | None, said: str
+) -> None:
     found = replace(_read(healthy), gpus=("NVIDIA L4",), driver="570.1", driver_cuda=driver_cuda)
     assert said in _said(found)
     assert bool(_said(found)) == bool(said)

@@ -129,7 +129,9 @@ def test_another_runtime_has_the_same_accuracy(registered: tuple[Registry, Path]
     assert (found.runtime, found.top1) == ("openvino", one(evaluate(path, data=images)).top1)
 
 
-def test_nothing_of_evaluating_an_onnx_package_needs_torch(registered: tuple[Registry, Path], images: Path) -> None:
+def test_nothing_of_evaluating_an_onnx_package_needs_torch(
+    registered: tuple[Registry, Path], images: Path
+) -> None:
     code = "import sys, klas_zoo\nprint(klas_zoo.evaluate(sys.argv[1], data=sys.argv[2])[0].top1)\n"
     done = light.run(registered[0].engines()[0].path.parent, images, code=code)
     assert done.stderr == "" and float(done.stdout) == pytest.approx(expected_top1(registered[1], images / "val"))
@@ -160,7 +162,9 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, registered: tuple
         evaluate(registered[0].engines()[0].path, data=tmp_path / "val")
 
 
-def test_what_is_no_target_is_answered_with_the_nearest_route(registered: tuple[Registry, Path], images: Path) -> None:
+def test_what_is_no_target_is_answered_with_the_nearest_route(
+    registered: tuple[Registry, Path], images: Path
+) -> None:
     with pytest.raises(UnknownName, match="Unknown route 'our': did you mean ours"):
         evaluate("our", data=images, registry=registered[0].root)
     with pytest.raises(UsageError, match=r"Which images\? Pass --data DIR"):
@@ -188,7 +192,9 @@ def test_the_command_prints_intervals_and_json(registered: tuple[Registry, Path]
     assert (found["images"], found["level"], len(found["top1_interval"])) == (30, 0.95, 2)
 
 
-def test_images_of_any_size_are_prepared_as_the_package_says(tmp_path: Path, registered: tuple[Registry, Path]) -> None:
+def test_images_of_any_size_are_prepared_as_the_package_says(
+    tmp_path: Path, registered: tuple[Registry, Path]
+) -> None:
     """Larger images, so that resizing and cropping take part."""
     write_images(tmp_path / "val", ANIMALS, 3, size=(30, 21))
     path = registered[0].engines()[0].path

@@ -110,5 +110,7 @@ def test_routes_of_one_supernet_share_folded_weights(name: str, tmp_path: Path) 
     for key, value in first.graph.initializers.items():
         assert second.graph.initializers[key].const_value is value.const_value
     exporter.export(whole, tmp_path / "route.onnx", metadata={})
-    found = compare_network(tmp_path / "route.onnx", supernet.network(whole), [torch.randn(2, *small_models.SHAPE)])
+    found = compare_network(
+        tmp_path / "route.onnx", supernet.network(whole), [torch.randn(2, *small_models.SHAPE)]
+    )
     assert found.passed, found

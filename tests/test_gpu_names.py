@@ -67,7 +67,9 @@ def said(driver: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
         new = made_up.new_engine(folder / route, route, latencies=(latency,), device=device)
         made_up.register(registry, made_up.build(device=device, hardware=hardware), [new])
     move_tag(registry, "deit-micro@prod")
-    commands = {name: [one.replace("OUT", str(folder)) for one in arguments] for name, arguments in COMMANDS.items()}
+    commands = {
+        name: [one.replace("OUT", str(folder)) for one in arguments] for name, arguments in COMMANDS.items()
+    }
     code = CODE.format(root=str(registry.root), commands=commands)
     found: dict[str, Any] = fake_cuda.answer(driver, code)
     return found

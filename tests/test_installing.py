@@ -364,6 +364,7 @@ def test_the_command_says_what_it_did(tmp_path: Path, package: Path) -> None:
     assert (found["already"], found["build_id"], found["family"]) == (True, 1, "ours")
 
 
+
 def test_an_interrupted_install_measures_what_is_left_and_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,7 +141,9 @@ QUICK = ProbeSettings(epochs=2, learning_rate=0.1)
 def test_probes_at_chance_are_warned_of_with_their_block_and_anchor() -> None:
     pairs = (("tiny", "small"),)
     with pytest.warns(SelectionWarning, match="Probes of small after blocks 1, 2 are at chance on the held-out"):
-        measure(learnable(lost=True), {"probes"}, SEPARABLE, cost, SelectionSettings(pairs=pairs), probing=QUICK)
+        measure(
+            learnable(lost=True), {"probes"}, SEPARABLE, cost, SelectionSettings(pairs=pairs), probing=QUICK
+        )
 
 
 def test_probes_that_learn_are_not_warned_of() -> None:
@@ -167,7 +169,9 @@ def one_class(batches: list[Batch]) -> list[Batch]:
 )  # fmt: skip
 def test_images_that_say_nothing_are_refused(train: list[Batch], heldout: list[Batch], sentence: str) -> None:
     with pytest.raises(SelectionError) as caught:
-        measure(three_chains(), {"probes"}, streams(train, heldout), cost, SelectionSettings(), probing=PROBING)
+        measure(
+            three_chains(), {"probes"}, streams(train, heldout), cost, SelectionSettings(), probing=PROBING
+        )
     assert str(caught.value) == sentence
 
 

@@ -92,4 +92,6 @@ def _copy_sources(target: Path) -> None:
 
 
 def _expected() -> set[str]:
-    return {f"{FOLDERS[path.parts[0]]}/{Path(*path.parts[1:])}" for path in _sources() if path.parts[0] in FOLDERS}
+    return {
+        f"{FOLDERS[path.parts[0]]}/{Path(*path.parts[1:])}" for path in _sources() if path.parts[0] in FOLDERS
+    }

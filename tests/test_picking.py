@@ -58,7 +58,9 @@ _NUMBERS = itertools.count()
 @pytest.fixture
 def three() -> Registry:
     """tiny 1 ms 70 % 1 B, small 2 ms 80 % 2 B, base 4 ms 90 % 4 B."""
-    return holding(planned(1, "tiny", 70.0, 1.0), planned(2, "small", 80.0, 2.0), planned(4, "base", 90.0, 4.0))
+    return holding(
+        planned(1, "tiny", 70.0, 1.0), planned(2, "small", 80.0, 2.0), planned(4, "base", 90.0, 4.0)
+    )
 
 
 def name(found: Any) -> str | None:
@@ -223,7 +225,8 @@ def test_the_neighbours_say_what_they_would_save_and_cost(three: Registry) -> No
     assert slower and (slower.latency_difference_ms, slower.top1_difference) == (2.0, 10.0)
 
 
-def test_of_several_better_engines_over_the_budget_the_fastest_is_the_neighbour() -> None:
+def test_of_several_better_engines_over_the_budget_the_fastest_is_the_neighbour(
+) -> None:
     registry = holding(
         planned(1, "mine", 70.0, 1.0),
         planned(1, "next", 80.0, 2.0),
@@ -328,7 +331,8 @@ def test_when_nothing_fits_the_nearest_engine_and_each_miss_are_named(
     assert raised.value.exit_code == 1
 
 
-def test_the_nearest_engine_has_the_smallest_sum_of_misses_each_relative_to_its_limit() -> None:
+def test_the_nearest_engine_has_the_smallest_sum_of_misses_each_relative_to_its_limit(
+) -> None:
     much_of_one = planned(1, "much-of-one", 80.0, 1.5)  # half too slow
     some_of_two = planned(1, "some-of-two", 48.0, 1.4)  # 0.4 too slow and 0.4 too bad
     with pytest.raises(NothingFits, match=r"the nearest is much-of-one, 1\.50 ms, 0\.500 ms over"):
@@ -336,7 +340,9 @@ def test_the_nearest_engine_has_the_smallest_sum_of_misses_each_relative_to_its_
 
 
 def test_every_limit_that_the_nearest_engine_misses_is_named() -> None:
-    with pytest.raises(NothingFits, match=r"tiny, 1\.00 ms, 0\.500 ms over; top-1 70\.00 %, 5 .*; 4 B, 1 B over\.$"):
+    with pytest.raises(
+        NothingFits, match=r"tiny, 1\.00 ms, 0\.500 ms over; top-1 70\.00 %, 5 .*; 4 B, 1 B over\.$"
+    ):
         pick(0.5, min_accuracy=75, max_size=3, registry=holding(planned(4)))
 
 
@@ -370,7 +376,9 @@ def test_an_accuracy_out_of_range_is_a_usage_error(three: Registry, accuracy: fl
         ({"percentile": "p95"}, "Unknown percentile 'p95': did you mean p99 or p90 or p50?"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(three: Registry, arguments: dict[str, Any], message: str) -> None:
+def test_an_unknown_name_is_answered_with_the_nearest(
+    three: Registry, arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UnknownName) as raised:
         pick("5ms", registry=three, **arguments)
     assert str(raised.value) == message
@@ -399,7 +407,9 @@ def test_of_several_devices_one_has_to_be_named() -> None:
 
 
 def test_a_device_of_another_family_does_not_have_to_be_named() -> None:
-    registry = holding(planned(1, "a", family="f"), planned(1, "b", family="g", device="gpu"))
+    registry = holding(
+        planned(1, "a", family="f"), planned(1, "b", family="g", device="gpu")
+    )
     assert name(pick("5ms", family="g", registry=registry)) == "b"
     with pytest.raises(UsageError, match="g has no engines for cpu, only for gpu"):
         pick("5ms", family="g", device="cpu", registry=registry)
@@ -488,7 +498,9 @@ def test_an_empty_registry_says_what_to_run(tmp_path: Path) -> None:
         pick("5ms", registry=tmp_path / "empty")
 
 
-def test_the_default_registry_is_the_one_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_registry_is_the_one_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KLAS_ZOO_REGISTRY", str(tmp_path))
     made_up.register(Registry.open(create=True), made_up.build(), [made_up.new_engine(tmp_path / "a", "mine")])
     assert name(pick("5ms")) == "mine"

@@ -174,9 +174,7 @@ def test_a_profile_that_is_dated_in_the_future_is_not_the_newest_and_is_not_impo
     store.add([old])
     assert store.profiles() == [old, never]
     (tmp_path / "file.json").write_text(to_text([never]))
-    with pytest.raises(
-        ProfileError, match=r"measured at 9999-12-31T23:59:59\+00:00, which is in the future: set the clock"
-    ):
+    with pytest.raises(ProfileError, match=r"measured at 9999-12-31T23:59:59\+00:00, which is in the future: set the clock"):
         import_file(tmp_path, tmp_path / "file.json")
 
 

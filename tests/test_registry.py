@@ -88,7 +88,9 @@ def assert_intact(registry: Registry) -> None:
 # what is registered comes back
 
 
-def test_a_registered_engine_comes_back_with_everything_that_was_said_of_it(registry: Registry, work: Path) -> None:
+def test_a_registered_engine_comes_back_with_everything_that_was_said_of_it(
+    registry: Registry, work: Path
+) -> None:
     latencies = (made_up.latency(1.5), made_up.latency(9.0, batch=8, shape=(8, 3, 8, 8)))
     new = made_up.new_engine(work / "a.onnx", "tiny", 71.25, latencies, macs=2**40)
     build_id = made_up.register(registry, made_up.build(), [new])
@@ -122,7 +124,9 @@ def test_engines_come_sorted_by_macs(registry: Registry, work: Path) -> None:
     assert names_of(registry) == ["a", "c", "b"]
 
 
-def test_a_build_replaces_the_one_before_it_of_the_same_family_and_device_only(registry: Registry, work: Path) -> None:
+def test_a_build_replaces_the_one_before_it_of_the_same_family_and_device_only(
+    registry: Registry, work: Path
+) -> None:
     for family, device, name in (("f", "cpu", "a"), ("f", "gpu", "b"), ("g", "cpu", "c"), ("f", "cpu", "d")):
         new = made_up.new_engine(work / name, name, family=family, device=device)
         made_up.register(registry, made_up.build(family=family, device=device), [new])
@@ -141,7 +145,9 @@ def test_a_registry_that_was_moved_finds_its_engines(registry: Registry, work: P
     check_file(found, content=True)
 
 
-def test_the_same_package_is_stored_once_and_repaired_when_it_was_damaged(registry: Registry, work: Path) -> None:
+def test_the_same_package_is_stored_once_and_repaired_when_it_was_damaged(
+    registry: Registry, work: Path
+) -> None:
     new = made_up.new_engine(work / "a")
     made_up.register(registry, made_up.build(), [new])
     (before,) = registry.engines()
@@ -156,7 +162,9 @@ def test_the_same_package_is_stored_once_and_repaired_when_it_was_damaged(regist
     assert len(list((registry.root / "packages").iterdir())) == 1
 
 
-def test_registering_leaves_no_temporary_files_and_reading_leaves_none(registry: Registry, work: Path) -> None:
+def test_registering_leaves_no_temporary_files_and_reading_leaves_none(
+    registry: Registry, work: Path
+) -> None:
     made_up.register(registry, made_up.build(), [made_up.new_engine(work / "a")])
     registry.engines()
     left = {path.name for path in registry.root.rglob("*") if path.is_file()}
@@ -273,7 +281,9 @@ def test_a_lost_database_is_no_reason_to_begin_anew_beside_its_engines(
 
 @pytest.mark.parametrize("content", [b"x", b"not a database at all" * 100, b"SQLite format 3\0"])
 @pytest.mark.parametrize("create", [True, False])
-def test_garbage_in_place_of_the_database_is_named_and_left_alone(root: Path, content: bytes, create: bool) -> None:
+def test_garbage_in_place_of_the_database_is_named_and_left_alone(
+    root: Path, content: bytes, create: bool
+) -> None:
     root.mkdir()
     (root / "registry.sqlite").write_bytes(content)
     with pytest.raises(DamagedRegistry, match="no SQLite database"):
@@ -321,7 +331,9 @@ def test_a_schema_that_is_no_text_any_more_is_called_damage(registry: Registry) 
         "DROP TABLE latencies",
     ],
 )
-def test_an_entry_that_cannot_be_understood_is_called_damage(registry: Registry, work: Path, damage: str) -> None:
+def test_an_entry_that_cannot_be_understood_is_called_damage(
+    registry: Registry, work: Path, damage: str
+) -> None:
     made_up.register(registry, made_up.build(), [made_up.new_engine(work / "a")])
     with closing(database.connect(registry.root / "registry.sqlite")) as connection:
         connection.execute(damage)
@@ -330,7 +342,9 @@ def test_an_entry_that_cannot_be_understood_is_called_damage(registry: Registry,
 
 
 @pytest.mark.parametrize("create", [True, False])
-def test_a_newer_registry_is_left_byte_for_byte_as_it_was(registry: Registry, work: Path, create: bool) -> None:
+def test_a_newer_registry_is_left_byte_for_byte_as_it_was(
+    registry: Registry, work: Path, create: bool
+) -> None:
     made_up.register(registry, made_up.build(), [made_up.new_engine(work / "a")])
     with closing(sqlite3.connect(registry.root / "registry.sqlite")) as connection:
         connection.execute(f"PRAGMA user_version = {NEWER}")
@@ -408,7 +422,9 @@ def test_a_full_disk_while_an_engine_is_copied_keeps_the_build_before(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(RegistryError, match=r"No space left on device\. Free some space; what was registered"):
+    with pytest.raises(
+        RegistryError, match=r"No space left on device\. Free some space; what was registered"
+    ):
         registry.register(made_up.build(), [new])
     assert names_of(registry) == ["old"]
     assert len(list((registry.root / "packages").iterdir())) == 1
@@ -544,7 +560,9 @@ def test_a_folder_that_cannot_be_written_can_be_read(foreign_folder: Path, tmp_p
         holder.close()
 
 
-def test_a_log_that_cannot_be_read_is_refused_rather_than_ignored(foreign_folder: Path, tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_read_is_refused_rather_than_ignored(
+    foreign_folder: Path, tmp_path: Path
+) -> None:
     root = foreign_folder / "registry"
     registry = Registry.open(root, create=True)
     holder = sqlite3.connect(root / "registry.sqlite")

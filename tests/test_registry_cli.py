@@ -41,10 +41,8 @@ def test_every_command_and_option_is_documented(name: str) -> None:
 
 
 def test_a_tag_is_set_listed_picked_moved_back_and_deleted(registry: Registry) -> None:
-    assert (
-        run(registry, "registry", "tag", "deit-micro@prod")[1]
-        .rstrip()
-        .endswith("deit-micro@prod on cpu: build 1, done 2026-01-02T03:14:05+00:00")
+    assert run(registry, "registry", "tag", "deit-micro@prod")[1].rstrip().endswith(
+        "deit-micro@prod on cpu: build 1, done 2026-01-02T03:14:05+00:00"
     )
     made_up.filled_registry(registry.root)
     builds = answer(registry, "registry", "builds")

@@ -35,9 +35,7 @@ def many_engines(root: Path, count: int = 40, seed: int = 3) -> Registry:
     for number in range(count):
         family = ("one", "two", HOSTILE)[number % 3]
         anchor = number % 5 == 0
-        route = (
-            Route.anchor(f"a{number}", 4) if anchor else Route.stitch("x", 1 + number % 3, "y", number % 4, 4 + number)
-        )
+        route = Route.anchor(f"a{number}", 4) if anchor else Route.stitch("x", 1 + number % 3, "y", number % 4, 4 + number)
         ms = draw.choice([0.5, 0.75, 1.0, 1.1234567, 2.0, 3.3])
         latencies = [made_up.latency(ms, p90_ms=ms * draw.choice([1.1, 1.5]), p99_ms=ms * draw.choice([2, 3]))]
         if number % 4 == 1:
@@ -56,7 +54,6 @@ def many_engines(root: Path, count: int = 40, seed: int = 3) -> Registry:
 
 def a_report(build_id: int = 1) -> dict[str, Any]:
     """As a build writes it, as far as the page reads it."""
-
     def candidate(i: int, j: int, reason: str) -> dict[str, Any]:
         route = Route.stitch("tiny", i, "base", j, 4)
         return {
@@ -112,9 +109,7 @@ def test_a_title_with_half_a_surrogate_pair_is_written(registry: Registry, tmp_p
 def test_too_many_engines_for_one_page_are_refused(registry: Registry, tmp_path: Path) -> None:
     contents = registry_contents(registry)
     contents["engines"] = contents["engines"] * 100
-    with pytest.raises(
-        KlasZooError, match=r"The page over 4,000 engines would be \d+\.\d MB: choose fewer with --family"
-    ):
+    with pytest.raises(KlasZooError, match=r"The page over 4,000 engines would be \d+\.\d MB: choose fewer with --family"):
         write_page(contents, tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
 
@@ -254,13 +249,9 @@ def test_names_are_shown_as_they_are_and_none_is_executed(window: Any, registry:
     load(window, tmp_path / "page.html")
     assert HOSTILE in window.execute_script("return document.getElementById('title').textContent")
     assert window.execute_script("return window.broken") is None
-    legend = window.execute_script(
-        "return [...document.querySelectorAll('#plot .legendtext')].map(one => one.textContent)"
-    )
+    legend = window.execute_script("return [...document.querySelectorAll('#plot .legendtext')].map(one => one.textContent)")
     assert HOSTILE in legend
-    window.execute_script(
-        "document.getElementById('table-box').open = true; document.getElementById('all-rows').click()"
-    )
+    window.execute_script("document.getElementById('table-box').open = true; document.getElementById('all-rows').click()")
     assert HOSTILE in window.execute_script("return document.getElementById('table').textContent")
 
 
@@ -321,8 +312,7 @@ def test_dragging_the_line_shows_what_the_command_answers(
     for share in (0.01, 0.3, 0.6, 0.95):
         distance = window.execute_script(
             "const box = document.getElementById('budget-line').getBoundingClientRect(), size = plot._fullLayout._size;"
-            "return plot.getBoundingClientRect().left + size.l + arguments[0] * size.w - box.left - box.width / 2",
-            share,
+            "return plot.getBoundingClientRect().left + size.l + arguments[0] * size.w - box.left - box.width / 2", share
         )
         ActionChains(window).drag_and_drop_by_offset(line, int(distance), 0).perform()
         shown = window.execute_script(SHOWN)
@@ -361,9 +351,7 @@ def test_the_page_answers_as_pick_for_every_question(window: Any, registry: Regi
                 for budget in (ms, ms * (1 - 1e-15), ms * 1.3):
                     accuracy = draw.choice([None, None, 70, 75.5, 79])
                     size = draw.choice([None, None, 10, 1000, 500_000])
-                    questions.append(
-                        [number, percentile, {"latency_ms": budget, "min_accuracy": accuracy, "max_size_bytes": size}]
-                    )
+                    questions.append([number, percentile, {"latency_ms": budget, "min_accuracy": accuracy, "max_size_bytes": size}])
     assert len(questions) > 200
     found = window.execute_script(
         "return arguments[0].map(([number, percentile, limits]) => {"
@@ -402,12 +390,7 @@ def test_the_map_stages_and_provenance_of_a_build_are_shown(window: Any, tmp_pat
     write_page(build_contents(registry, 1, a_report()), tmp_path / "page.html")
     load(window, tmp_path / "page.html")
     text = window.execute_script("return document.body.innerText")
-    for part in (
-        "Rings are the 3 stitches that were chosen by klas",
-        "1.5 min in all",
-        "“tune”",
-        "50 images of clouds",
-    ):
+    for part in ("Rings are the 3 stitches that were chosen by klas", "1.5 min in all", "“tune”", "50 images of clouds"):
         assert part in text
     assert window.execute_script("return map.data[0].z.length") == 4
     window.execute_script(

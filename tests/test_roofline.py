@@ -166,7 +166,9 @@ def test_predictions_do_not_pile_up_and_measurements_stay(tiny_family: Family, t
     assert [one.measured_at for one in store.read(place)] == [later.measured_at]
 
 
-def test_the_newest_profile_is_the_newest_in_whatever_zone_it_was_measured(tiny_family: Family, tmp_path: Path) -> None:
+def test_the_newest_profile_is_the_newest_in_whatever_zone_it_was_measured(
+    tiny_family: Family, tmp_path: Path
+) -> None:
     store = ProfileStore(tmp_path)
     one = as_measured(predict(tiny_family, "t4", store), 1.0, tiny_family)
     earlier = replace(one, measured_at="2026-03-01T23:30:00+09:00")

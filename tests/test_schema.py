@@ -15,8 +15,10 @@ import made_up
 import pytest
 from profiles_made_up import profile, statistics
 
+from klas_zoo.cascades.definition import Cascade, Stage
 from klas_zoo.errors import NewerRegistry, UsageError
 from klas_zoo.profiles.profile import MeasuredNetwork
+from klas_zoo.profiles.records import CascadeLatency
 from klas_zoo.profiles.store import ProfileStore
 from klas_zoo.registry import Registry, database, schema, upkeep
 from klas_zoo.registry.checking import check
@@ -25,9 +27,19 @@ from klas_zoo.registry.picking import pick
 from klas_zoo.registry.schema import SCHEMA_VERSION, STEPS, Migration, upgrade, version_of
 from klas_zoo.registry.store import check_file
 from klas_zoo.registry.tags import history
+from klas_zoo.routes import Route
 
 GOLDEN = Path(__file__).parent / "golden"
 OLDER = range(1, SCHEMA_VERSION)
+FIRST_WITH_CASCADES = 5
+CASCADE = "tiny ?p(T=1.5)<0.8 | base"
+
+
+def golden_engines(version: int) -> list[tuple[str, str, float]]:
+    """Names, devices and top-1 of what the golden registry of a version holds."""
+    cascades = [(CASCADE, "cpu", 79.0)] if version >= FIRST_WITH_CASCADES else []
+    plain = [("tiny", "cpu", 70.0), ("small", "cpu", 75.0), ("base", "cpu", 80.0)]
+    return [*plain, *cascades, ("tiny", "a100", 70.0)]
 
 
 def old_registry(root: Path, version: int) -> Registry:
@@ -35,7 +47,8 @@ def old_registry(root: Path, version: int) -> Registry:
     root.mkdir()
     with closing(sqlite3.connect(root / "registry.sqlite")) as connection:
         connection.executescript((GOLDEN / f"registry-v{version}.sql").read_text())
-    for names in (("old",), ("tiny", "small", "base"), ("tiny",)):
+    cascades = ("cascades",) if version >= FIRST_WITH_CASCADES else ()
+    for names in (("old",), ("tiny", "small", "base", *cascades), ("tiny",)):
         if version < 4:
             _write_loose(root, names)
         else:  # engines are files of packages
@@ -74,7 +87,8 @@ def tables(connection: sqlite3.Connection) -> dict[str, list[tuple[object, ...]]
     """Columns of every table and index, with their types, defaults and keys."""
     found = connection.execute("SELECT type, name FROM sqlite_master ORDER BY name").fetchall()
     return {
-        name: [tuple(row)[1:] for row in connection.execute(f"PRAGMA {kind}_info('{name}')")] for kind, name in found
+        name: [tuple(row)[1:] for row in connection.execute(f"PRAGMA {kind}_info('{name}')")]
+        for kind, name in found
     }
 
 
@@ -84,10 +98,9 @@ def test_every_older_version_has_a_golden_registry() -> None:
 
 def test_the_present_version_reads_its_own_golden_registry_and_would_write_the_same(tmp_path: Path) -> None:
     registry = old_registry(tmp_path / "golden", SCHEMA_VERSION)
-    assert [(str(e.route), e.device, e.top1, e.package != "") for e in registry.engines()] == [
-        ("tiny", "cpu", 70.0, True), ("small", "cpu", 75.0, True), ("base", "cpu", 80.0, True),
-        ("tiny", "a100", 70.0, True),
-    ]  # fmt: skip
+    engines = registry.engines()
+    assert [(str(e.route), e.device, e.top1) for e in engines] == golden_engines(SCHEMA_VERSION)
+    assert all(e.package for e in engines)
     fresh = Registry.open(tmp_path / "fresh", create=True)
     with (
         closing(database.connect(registry.database_path)) as golden,
@@ -113,9 +126,7 @@ def test_an_older_registry_is_read_without_being_changed(version: int, tmp_path:
     registry = old_registry(tmp_path / "old", version)
     before = dump(registry)
     found = Registry.open(registry.root, create=False).engines()
-    assert [(str(e.route), e.device, e.top1) for e in found] == [
-        ("tiny", "cpu", 70.0), ("small", "cpu", 75.0), ("base", "cpu", 80.0), ("tiny", "a100", 70.0)
-    ]  # fmt: skip
+    assert [(str(e.route), e.device, e.top1) for e in found] == golden_engines(version)
     assert found[1].latency_ms("p50", 8) == 6.0
     assert registry.build(1).finished_at == "2026-01-01T00:00:00+00:00"
     assert dump(registry) == before
@@ -144,7 +155,9 @@ def test_writing_upgrades_an_older_registry_and_loses_nothing(version: int, tmp_
 
 @pytest.mark.parametrize("version", OLDER)
 @pytest.mark.parametrize("upgraded", [True, False])
-def test_engines_of_an_older_registry_are_picked_checked_and_kept(version: int, upgraded: bool, tmp_path: Path) -> None:
+def test_engines_of_an_older_registry_are_picked_checked_and_kept(
+    version: int, upgraded: bool, tmp_path: Path
+) -> None:
     registry = old_registry(tmp_path / "old", version)
     if upgraded:
         with registry.changing():
@@ -157,7 +170,8 @@ def test_engines_of_an_older_registry_are_picked_checked_and_kept(version: int, 
     with pytest.raises(UsageError, match=r"was measured on this machine \(.*\), only on an abacus: .*--hardware"):
         pick("2.5ms", device="cpu", registry=registry)
     found = pick("2.5ms", device="cpu", hardware="abacus", registry=registry)
-    assert (str(found.engine.route), found.latency_ms, found.candidates) == ("small", 2.0, 3)
+    expected = (CASCADE, 1.0, 4) if version >= FIRST_WITH_CASCADES else ("small", 2.0, 3)
+    assert (str(found.engine.route), found.latency_ms, found.candidates) == expected
     assert check(registry) == []
     supernet = upkeep.legacy_supernet(registry.root, "deit-micro", "cpu")
     orphan = registry.root / "engines" / "ab" / "abcd.onnx"
@@ -169,10 +183,40 @@ def test_engines_of_an_older_registry_are_picked_checked_and_kept(version: int, 
     assert check(registry) == []
 
 
+@pytest.mark.parametrize("version", range(FIRST_WITH_CASCADES, SCHEMA_VERSION + 1))
+@pytest.mark.parametrize("written", ["not at all", "by a build", "by the next version's upgrade"])
+def test_a_cascade_of_a_golden_registry_is_read_picked_and_kept(version: int, written: str, tmp_path: Path) -> None:
+    registry = old_registry(tmp_path / "old", version)
+    before = [one for one in registry.engines() if one.cascade is not None]
+    if written == "by a build":
+        new = made_up.new_engine(tmp_path / "new", "new", family="another")
+        made_up.register(registry, made_up.build(family="another"), [new])
+    elif written == "by the next version's upgrade":
+        step = Migration("a note of each engine", "ALTER TABLE engines ADD COLUMN note TEXT NOT NULL DEFAULT '';")
+        with closing(sqlite3.connect(registry.database_path, isolation_level=None)) as connection:
+            upgrade(connection, (*STEPS, step))
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    (found,) = (one for one in registry.engines("deit-micro") if one.cascade is not None)
+    assert [found] == before
+    assert isinstance(found.route, Cascade) and str(found.route) == CASCADE
+    assert found.route.stages[0] == Stage(route=Route.anchor("tiny", 4), threshold=0.8, temperature=1.5)
+    assert found.cascade is not None and found.cascade.heldout == found.cascade.test
+    assert (found.cascade.test.shares, found.cascade.test.images) == ((0.8, 0.2), 500)
+    (latency,) = found.latencies
+    assert isinstance(latency, CascadeLatency)
+    assert (latency.mean_ms, latency.worst_ms, latency.paths_ms) == (pytest.approx(1.6), 4.0, (1.0, 4.0))
+    check_file(found, content=True)
+    assert check(registry) == []
+    picked = pick(mean="1.7ms", worst="5ms", device="cpu", hardware="abacus", registry=registry)
+    assert picked.engine == found and picked.latency_ms == latency.mean_ms
+
+
 def test_an_upgrade_applies_the_profiles_and_skips_one_that_is_damaged(tmp_path: Path) -> None:
     registry = old_registry(tmp_path / "old", SCHEMA_VERSION - 1)
     found = next(engine for engine in registry.engines(device="cpu") if str(engine.route) == "small")
-    measured = MeasuredNetwork(route=found.route, macs=found.macs, parameters=found.parameters, latency=statistics(0.5))
+    measured = MeasuredNetwork(
+        route=found.route, macs=found.macs, parameters=found.parameters, latency=statistics(0.5)
+    )
     (good,) = ProfileStore.of(registry.root).add(
         [profile(family="deit-micro", networks=(measured,), model=None, threads=4)]
     )

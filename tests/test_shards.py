@@ -56,7 +56,9 @@ def write_shards(place: Path, source: FolderOfImages, start: str, *, label: str 
 def write_parquet(place: Path, source: FolderOfImages, start: str, *, count: int | None = None) -> None:
     datasets = pytest.importorskip("datasets", reason="Hugging Face datasets are an extra")
     datasets.disable_progress_bars()
-    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee", "cat"])})
+    kinds = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee", "cat"])}
+    )
     rows = [{"image": {"bytes": png(source, i), "path": None}, "label": n} for i, n in enumerate(source.labels)]
     kept = range(len(rows) if count is None else count)
     datasets.Dataset.from_list(rows, features=kinds).select(kept).to_parquet(place / f"{start}-00000-of-00001.parquet")
@@ -394,7 +396,7 @@ def test_of_several_columns_the_one_with_the_familys_classes_is_taken(tmp_path: 
 
 
 def test_a_data_set_of_the_hub_is_refused_within_seconds_when_there_is_no_network(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("datasets", reason="needs datasets: pip install 'klas-zoo[datasets]'")
     from huggingface_hub import constants

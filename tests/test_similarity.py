@@ -183,7 +183,9 @@ def test_an_output_that_is_not_finite_names_its_anchor(
         measure_similarities(chains, probes, BATCHES)
 
 
-def test_answers_that_are_certain_have_a_finite_divergence(chains: dict[str, Chain], probes: dict[str, Probes]) -> None:
+def test_answers_that_are_certain_have_a_finite_divergence(
+    chains: dict[str, Chain], probes: dict[str, Probes]
+) -> None:
     with torch.no_grad():
         chains["tiny"].head.linear.bias.copy_(torch.tensor([500.0] + [0.0] * (CLASSES - 1)))
     found = measure_similarities(chains, probes, BATCHES)

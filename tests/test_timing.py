@@ -69,7 +69,9 @@ def test_fast_networks_run_more_often_and_slow_ones_no_longer_than_they_may(monk
 
 def test_a_devices_own_time_and_the_hosts_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    times = time_in_turn({"a": Fake(clock, "a", 10, device_ms=8)}, Method(warmup_ms=0, min_runs=4, min_ms=0, rounds=2))
+    times = time_in_turn(
+        {"a": Fake(clock, "a", 10, device_ms=8)}, Method(warmup_ms=0, min_runs=4, min_ms=0, rounds=2)
+    )
     assert times["a"].host_ms.tolist() == [10] * 4
     assert times["a"].device_ms is not None and times["a"].device_ms.tolist() == [8] * 4
 

@@ -15,6 +15,7 @@ from tritonclient.grpc import model_config_pb2
 from klas_zoo.errors import DamagedPackage, ExportError, PackageError, UsageError
 from klas_zoo.exporters.checking import report
 from klas_zoo.exporters.package import Package
+from klas_zoo.exporters.packaged_cascades import read_cascades
 from klas_zoo.exporters.pbtxt import Word, to_text
 from klas_zoo.exporters.to_triton import TritonSettings, derive, write_repository
 from klas_zoo.files import sha256_of
@@ -44,6 +45,16 @@ def _config(repository: Path, model: str) -> model_config_pb2.ModelConfig:
 def test_there_is_a_model_for_every_route_and_one_for_all(repository: Path) -> None:
     assert sorted(path.name for path in (repository / "models").iterdir()) == NAMES
     assert [_config(repository, name).name for name in NAMES] == NAMES
+
+
+def test_a_repository_has_the_cascades_of_its_package_and_no_models_for_them(tmp_path: Path) -> None:
+    package, one = packages.carry_cascade(packages.write_package(tmp_path / "package"))
+    derive(package, tmp_path / "repository", {"largest_batch": 16})
+    assert sorted(path.name for path in (tmp_path / "repository" / "models").iterdir()) == NAMES
+    for family in ("family", "models/made-up/1/family"):
+        (found,) = read_cascades(Package.open((tmp_path / "repository" / family).resolve())).cascades
+        assert found == one
+    assert len(report(tmp_path / "repository").verdicts) == 3
 
 
 @pytest.mark.parametrize("name", NAMES[1:])

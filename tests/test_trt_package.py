@@ -73,7 +73,9 @@ def test_attention_written_out_for_tensorrt_is_the_same_function(half: Package) 
         operators = {node.op_type for node in onnx.load(written_out, load_external_data=False).graph.node}
         assert "Attention" not in operators and "Softmax" in operators
         images = half.references().images
-        before, after = (open_engine(file, threads=1).run(images) for file in (graph, written_out))
+        before, after = (
+            open_engine(file, threads=1).run(images) for file in (graph, written_out)
+        )
     finally:
         written_out.unlink(missing_ok=True)
     assert before.std() > 0.1

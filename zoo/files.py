@@ -37,7 +37,9 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(file: Path, *, shared: bool = False, on_wait: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
+def locked(
+    file: Path, *, shared: bool = False, on_wait: Callable[[], None] = lambda: None
+) -> Iterator[BinaryIO]:
     """Holds a lock on `file`, alone or together with other `shared` holders; yields the opened file.
 
     The system frees the lock when the process dies. The file stays: a lock on a file that another process has just

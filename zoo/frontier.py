@@ -9,7 +9,9 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def frontier(items: Iterable[Item], cost: Callable[[Item], float], accuracy: Callable[[Item], float]) -> list[Item]:
+def frontier(
+    items: Iterable[Item], cost: Callable[[Item], float], accuracy: Callable[[Item], float]
+) -> list[Item]:
     """The non-dominated items, from small to large: each costs more and is better than the one before.
 
     Of equal items the first stays.

@@ -73,7 +73,9 @@ def read(
         raise error(f"{wrong} {advice}".rstrip()) from wrong
 
 
-def parse(content: str | bytes, where: str, error: Error, *, form: Literal["JSON", "TOML"] = "JSON") -> dict[str, Any]:
+def parse(
+    content: str | bytes, where: str, error: Error, *, form: Literal["JSON", "TOML"] = "JSON"
+) -> dict[str, Any]:
     """The table that JSON or TOML describes, nothing in it checked yet."""
     try:
         text = content if isinstance(content, str) else content.decode()

@@ -83,7 +83,8 @@ class Route:
     def seams(self) -> tuple[Seam, ...]:
         """The stitching layers, in order; empty for an anchor."""
         return tuple(
-            Seam(before.anchor, before.last, after.anchor, after.first - 1) for before, after in pairwise(self.segments)
+            Seam(before.anchor, before.last, after.anchor, after.first - 1)
+            for before, after in pairwise(self.segments)
         )
 
     def __str__(self) -> str:

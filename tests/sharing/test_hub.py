@@ -143,9 +143,7 @@ def test_a_command_in_a_process_of_its_own_says_so_too(words: list[str], package
     assert "the Hugging Face hub cannot be reached" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "url", ["hf://zoo", "hf://me/zoo/folder", "hf://spaces/me/zoo", "hf://me/zoo@", "hf://a:b@me/zoo"]
-)
+@pytest.mark.parametrize("url", ["hf://zoo", "hf://me/zoo/folder", "hf://spaces/me/zoo", "hf://me/zoo@", "hf://a:b@me/zoo"])
 def test_what_is_no_repository_is_refused(url: str, package: Path, tmp_path: Path) -> None:
     for attempt in (lambda: push(package, url), lambda: pull(url, tmp_path / "pulled")):
         with pytest.raises(UsageError, match="is no repository of the Hugging Face hub: write hf://owner/name"):

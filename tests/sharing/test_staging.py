@@ -71,7 +71,9 @@ def test_a_folder_of_another_user_is_not_taken_up(left: Path, package: Path, sha
 
 
 @pytest.mark.parametrize("what", ["link", "hard link", "pipe", "folder"])
-def test_nothing_but_a_file_that_a_pull_made_is_written_to(what: str, left: Path, shared: Path, tmp_path: Path) -> None:
+def test_nothing_but_a_file_that_a_pull_made_is_written_to(
+    what: str, left: Path, shared: Path, tmp_path: Path
+) -> None:
     victim, planted = victim_of(tmp_path), left / "weights.bin"
     planted.unlink()
     if what == "link":
@@ -160,7 +162,9 @@ def test_bytes_that_are_there_already_need_no_more_space(
     left: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.fstatvfs
-    monkeypatch.setattr(os, "fstatvfs", lambda one: os.statvfs_result((*real(one)[:4], 0, *real(one)[5:])))
+    monkeypatch.setattr(
+        os, "fstatvfs", lambda one: os.statvfs_result((*real(one)[:4], 0, *real(one)[5:]))
+    )
     assert pull(str(shared), tmp_path / "pulled").received_bytes == 0
 
 

@@ -143,7 +143,9 @@ class Cache:
             self._share(Path(lock.name))
             yield
 
-    def collect(self, needed: Callable[[], Collection[str]], *, unused_s: float, dry_run: bool = False) -> list[Unused]:
+    def collect(
+        self, needed: Callable[[], Collection[str]], *, unused_s: float, dry_run: bool = False
+    ) -> list[Unused]:
         """Deletes what is not needed and was neither made nor used in the last `unused_s` seconds.
 
         Args:

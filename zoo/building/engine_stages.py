@@ -1,6 +1,6 @@
 """The stages of a build that make engines; `klas_zoo.building.registry_stages` has those after them.
 
-(time anchors →)   evaluate tuned → export → latency
+    (time anchors →)   evaluate tuned → export → latency
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from klas_zoo.data.loading import Split, batches, load_data
 from klas_zoo.errors import UnknownName, UsageError
+from klas_zoo.exporters.carried_cascades import carry_cascades
 from klas_zoo.exporters.contract import Verdict
 from klas_zoo.exporters.family import Labelled, Listener, PackageSource, Profile, VerificationImages, export_family
 from klas_zoo.exporters.formats import DERIVED, FORMATS
@@ -40,6 +41,7 @@ def export_as(
 
     `opset` is the newest whose operators graphs may use; None: as old as possible, for TensorRT one with attention.
 
+    The cascades of a registered build go with its routes, except into formats for TensorRT and torch.
     A format that is made of ONNX graphs is made of a package that is verified first, and gone afterwards.
 
     Raises:
@@ -48,11 +50,13 @@ def export_as(
     """
     form = options["format"]
     opset = opset or (FUSED if form in TENSORRT_RUNTIMES else PORTABLE)
+    cascades, timed = source.cascades(precision), profile is not None
     if form == "onnx":
-        return export_family(
+        exported = export_family(
             source, out, precision=precision, images=images, threads=threads, profile=profile, opset=opset,
             listener=listener,
-        ).verdicts  # fmt: skip
+        )  # fmt: skip
+        return exported.verdicts + carry_cascades(exported.package, cascades, threads=threads, timed=timed)[1]
     if form == "torch":
         from klas_zoo.exporters.torch_package import export_torch
 
@@ -68,19 +72,16 @@ def export_as(
             source, Path(place) / "onnx", precision=precision, images=images, threads=threads, profile=profile,
             opset=opset, listener=listener,
         )  # fmt: skip
-        made = derive(exported.package, folder, {**options, "reference": exported.reference})
+        package, carried = exported.package, list[Verdict]()
+        if form not in TENSORRT_RUNTIMES:  # whose engines cannot be cut
+            package, carried = carry_cascades(package, cascades, threads=threads, timed=timed)
+        made = derive(package, folder, {**options, "reference": exported.reference})
         listener(form, "")
-    return [one for one in exported.verdicts if one.status == "refused"] + made
+    return [one for one in exported.verdicts if one.status == "refused"] + made + carried
 
 
 def images_for(
-    spec: FamilySpec,
-    source: PackageSource,
-    folder: Path | None,
-    *,
-    precision: str,
-    count: int | None,
-    seed: int,
+    spec: FamilySpec, source: PackageSource, folder: Path | None, *, precision: str, count: int | None, seed: int,
     classes: Sequence[str] | None = None,
 ) -> tuple[VerificationImages, str]:
     """Real images to verify with, and what they are.
@@ -131,3 +132,5 @@ def _sufficiency(images: int, needed: int, precision: str) -> str:
         return f"the limits of {precision} need {needed}"
     shares = f", and shares of images are not compared below {FEW}" if images < FEW else ""
     return f"the limits of {precision} need {needed}: fewer find less{shares}"
+
+

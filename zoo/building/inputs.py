@@ -92,7 +92,9 @@ def load_inputs(
             loaded, images, device=device, batch=settings.batch, workers=settings.workers, cache=cache,
             team=team, listener=listener,
         )  # fmt: skip
-        check_labels(loaded, images, device=device, force=options.force, cache=cache, say=listener.say)
+        check_labels(
+            loaded, images, device=device, force=options.force, cache=cache, say=listener.say
+        )
     return loaded, images
 
 

@@ -193,20 +193,16 @@ def _context(
         family = replace(family, chains=moved)  # modules move in place, and these are the caller's
     cost_of = route_costs(family)
     context = BuildContext(
-        family=family,
-        data=data,
-        settings=settings,
-        device=device,
-        cost_of=cost_of,
-        team=team,
-        signals=signals,
+        family=family, data=data, settings=settings, device=device, cost_of=cost_of, team=team, signals=signals,
         costs=costs,
     )
     stitchable_pairs(family.chains, context.macs, settings.selection)
     return context
 
 
-def _line_up(context: BuildContext, runner: Runner, registry: Registry, record: Callable[[str], BuildRecord]) -> _Line:
+def _line_up(
+    context: BuildContext, runner: Runner, registry: Registry, record: Callable[[str], BuildRecord]
+) -> _Line:
     do = runner.do
     if context.settings.shipped and context.family.supernet is not None:
         selection = do(ShippedRoutes(context))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from klas_zoo.building.route_list import list_routes
 from klas_zoo.errors import FamilyError, NothingFits, RegistryError, SelectionError, UnknownName, UsageError
 from klas_zoo.exporters.family import PackageSource
 from klas_zoo.exporters.manifest import FamilyFacts, PackagedRoute
+from klas_zoo.exporters.package import Package
+from klas_zoo.exporters.packaged_cascades import PackagedCascades, read_cascades
 from klas_zoo.families.anchors import load_family
 from klas_zoo.families.specs import FamilySpec, builtin_families, find_family
 from klas_zoo.profiles.devices import resolve_device
@@ -67,7 +70,22 @@ def tuned_source(
         return kept.load(load_family(spec, random_weights=True).chains)
 
     provenance = provenance_of(dict(kept.build), kept.build_id, full=full_provenance)
-    return spec, PackageSource(facts=plain, routes=kept.routes, load=load, provenance=provenance)
+    cascades = partial(_cascades_of, root, kept.build_id)
+    return spec, PackageSource(
+        facts=plain, routes=kept.routes, load=load, provenance=provenance, cascades=cascades
+    )
+
+
+def _cascades_of(root: Path, build_id: int, precision: str) -> PackagedCascades:
+    """Those of a registered build in a precision.
+
+    Raises:
+        PackageError: its package cannot be read.
+    """
+    for one in Registry.open(root, create=False).packages(build_id):
+        if (one.format, one.precision) == ("onnx", precision):
+            return read_cascades(Package.open(one.path, content=False))
+    return PackagedCascades()
 
 
 def _refuse_unknown(family: str, root: Path, known: Iterable[str]) -> None:

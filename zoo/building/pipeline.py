@@ -26,8 +26,6 @@ from klas_zoo.processes.team import ALONE, Team
 from klas_zoo.progress.listeners import Advance, Listener
 
 T = TypeVar("T")
-
-
 class NotDone(Exception):
     """A result that is asked for in a dry run and is not there."""
 

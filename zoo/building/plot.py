@@ -66,22 +66,11 @@ def picture_of(marks: Sequence[Mark], *, title: str, subtitle: str, axis: str, i
     axes.plot(*_between(anchors), color=MUTED, linestyle=":", zorder=2, label="straight lines between anchors")
     axes.scatter(*_places(above), color=COLOURS[0], s=42, zorder=4, label="stitches")
     axes.scatter(
-        *_places(below),
-        facecolors="white",
-        edgecolors=COLOURS[0],
-        linewidths=1.4,
-        s=42,
-        zorder=3,
+        *_places(below), facecolors="white", edgecolors=COLOURS[0], linewidths=1.4, s=42, zorder=3,
         label="stitches below a line",
     )
     axes.scatter(
-        *_places(anchors),
-        color=COLOURS[1],
-        marker="*",
-        s=230,
-        edgecolors="white",
-        linewidths=0.8,
-        zorder=5,
+        *_places(anchors), color=COLOURS[1], marker="*", s=230, edgecolors="white", linewidths=0.8, zorder=5,
         label="anchors",
     )
     for some, colour in ((anchors, COLOURS[1]), ([*above, *below], COLOURS[0])):

@@ -1,6 +1,6 @@
 """The stages of a build of a family that comes with a tuned supernet: they replace selection and tuning.
 
-shipped routes → shipped supernet → evaluate tuned
+    shipped routes → shipped supernet → evaluate tuned
 """
 
 from __future__ import annotations

@@ -70,7 +70,9 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, temperature: float
     shares = probabilities(logits, temperature)
     sure, right = shares.max(axis=1), shares.argmax(axis=1) == labels
     bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
-    return sum(float(abs(sure[bins == one].sum() - right[bins == one].sum())) for one in np.unique(bins)) / len(labels)
+    return sum(
+        float(abs(sure[bins == one].sum() - right[bins == one].sum())) for one in np.unique(bins)
+    ) / len(labels)
 
 
 def _log_loss(logits: np.ndarray, labels: np.ndarray, inverse: float) -> float:

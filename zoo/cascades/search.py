@@ -69,7 +69,9 @@ class Found:
         return tuple({one.cascade: one for one in (*self.by_mean, *self.by_worst)}.values())
 
 
-def search(heldout: RouteOutputs, costs: Costs, shared: SharedBlocks, settings: SearchSettings | None = None) -> Found:
+def search(
+    heldout: RouteOutputs, costs: Costs, shared: SharedBlocks, settings: SearchSettings | None = None
+) -> Found:
     """The frontiers of cascades of routes.
 
     Args:
@@ -116,7 +118,9 @@ class _Searcher:
         self._temperatures = temperatures
         self._routes = sorted(heldout.logits, key=lambda route: costs.routes[route])
         self._right = {r: (heldout.logits[r].argmax(1) == heldout.labels).astype(np.int64) for r in self._routes}
-        self._sure = {r: confidence(heldout.logits[r], settings.measure, temperatures[r]) for r in self._routes}
+        self._sure = {
+            r: confidence(heldout.logits[r], settings.measure, temperatures[r]) for r in self._routes
+        }
 
     def pairs(self) -> Iterator[_Candidate]:
         for first in self._routes:
@@ -149,7 +153,9 @@ class _Searcher:
             for route, shared, threshold in zip(one.routes, one.shared, (*one.thresholds, None), strict=True)
         )
         cascade = Cascade(stages=stages, measure=self._settings.measure)
-        return FittedCascade(cascade=cascade, cost=self._costs.of(cascade), heldout=outcome(cascade, self._heldout))
+        return FittedCascade(
+            cascade=cascade, cost=self._costs.of(cascade), heldout=outcome(cascade, self._heldout)
+        )
 
     def _candidates(
         self, routes: tuple[Route, ...], shared: tuple[int, ...], order: np.ndarray,

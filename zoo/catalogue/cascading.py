@@ -6,27 +6,26 @@ says how accurate they are, or images of another set do.
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 
-from klas_zoo.budget import Budget, Candidates
 from klas_zoo.cascades.calibration import calibration_error
 from klas_zoo.cascades.costs import Costs
 from klas_zoo.cascades.definition import Cascade, Stage
-from klas_zoo.cascades.fitting import FittedCascade, Interval, Outcome, outcome, outcome_of, refuse_too_few
+from klas_zoo.cascades.fitting import FittedCascade, outcome, outcome_of, refuse_too_few
 from klas_zoo.cascades.mixture import MixedLatency
 from klas_zoo.cascades.outputs import RouteOutputs
 from klas_zoo.cascades.search import Found, SearchSettings
+from klas_zoo.catalogue.cascade_reports import CascadeReport as CascadeReport
+from klas_zoo.catalogue.cascade_reports import Limits as Limits
 from klas_zoo.catalogue.evaluating import TestImages
 from klas_zoo.catalogue.targets import Target, of_package
-from klas_zoo.errors import NothingFits, PackageError, UnknownName, UsageError
+from klas_zoo.errors import PackageError, UsageError
 from klas_zoo.exporters.cascade_fitting import (
     PathTimes,
     find_cascades,
@@ -35,7 +34,7 @@ from klas_zoo.exporters.cascade_fitting import (
     time_paths,
     verify_cascade,
 )
-from klas_zoo.exporters.cascade_if import write_one_graph
+from klas_zoo.exporters.cascade_if import refuse_unlike, write_one_graph
 from klas_zoo.exporters.manifest import FileEntry
 from klas_zoo.exporters.package import Package, write_manifest
 from klas_zoo.exporters.package_writing import staging
@@ -44,114 +43,10 @@ from klas_zoo.files import sha256_of
 from klas_zoo.profiles.devices import Device, resolve_device
 from klas_zoo.routes import Route
 from klas_zoo.runtimes import CPU_PROVIDER
-from klas_zoo.units import format_latency
 
-PERCENTILES = ("p50", "p90", "p99")
 _BATCH = 64
 Listener = Callable[[str, int, int], None]
 """Called with what is done, and how much of how much."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CascadeReport:
-    """A cascade, or a static route beside it, on images that decided nothing.
-
-    Attributes:
-        cascade: None for a static route.
-        expected: intervals of the shares that go on, from the images that thresholds were fitted on; what
-            `ElasticSession.add_cascade` takes.
-        latency: one image at a time, by the shares of the images that thresholds were fitted on.
-        calibration_before, calibration_after: expected calibration error of the first stage, 0..1, without and with its
-            temperature; None for a static route.
-        mean_macs, worst_macs: multiply-adds for one image.
-    """
-
-    name: str
-    cascade: Cascade | None
-    test: Outcome
-    expected: tuple[Interval, ...]
-    latency: MixedLatency
-    mean_macs: float
-    worst_macs: float
-    calibration_before: float | None = None
-    calibration_after: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        cascade = None if self.cascade is None else self.cascade.to_json()
-        return {**asdict(self), "cascade": cascade}
-
-    def lines(self) -> list[str]:
-        """For people: what it is worth, how often it goes on, and what it costs."""
-        low, high = self.test.top1_interval
-        found = [f"{self.name}: top-1 {self.test.top1:.2f} % ({low:.2f} to {high:.2f})"]
-        if self.cascade is not None:
-            shares = ", ".join(f"{100 * one:.1f} %" for one in self.test.escalated)
-            found.append(f"  goes on  {shares} of the images; worst case {format_latency(self.latency.worst_ms)}")
-        times = (("mean", self.latency.mean_ms), *((p, getattr(self.latency, f"{p}_ms")) for p in PERCENTILES))
-        found.append("  latency  " + ", ".join(f"{name} {format_latency(value)}" for name, value in times))
-        return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Upper bounds in milliseconds, each included; None: unbounded.
-
-    Attributes:
-        latency_ms: of a percentile over images.
-        mean_ms: of the mean over images.
-        worst_ms: of the longest path's 99th percentile.
-    """
-
-    latency_ms: float | None = None
-    percentile: str = "p50"
-    mean_ms: float | None = None
-    worst_ms: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.percentile not in PERCENTILES:
-            raise UnknownName("percentile", self.percentile, PERCENTILES)
-        for _, bound in self._bounds:
-            if not 0 < bound < math.inf:
-                raise UsageError(f"A latency of {bound:g} ms is no limit: it has to be finite and above zero.")
-
-    def __bool__(self) -> bool:
-        return bool(self._bounds)
-
-    @property
-    def _bounds(self) -> list[tuple[str, float]]:
-        named = ((f"{self.percentile}_ms", self.latency_ms), ("mean_ms", self.mean_ms), ("worst_ms", self.worst_ms))
-        return [(name, bound) for name, bound in named if bound is not None]
-
-    def best(self, reports: Sequence[CascadeReport]) -> CascadeReport:
-        """The most accurate within every limit.
-
-        Raises:
-            NothingFits: there is none; names the nearest and what it takes.
-        """
-        if not self._bounds:
-            return max(reports, key=lambda one: one.test.top1)
-        (first, latency_ms), *others = self._bounds
-        candidates = Candidates(
-            items=reports, accuracy=lambda one: one.test.top1, name=lambda one: one.name,
-            latency_ms=lambda one: cast(float, getattr(one.latency, first)),
-            also=lambda one, name: cast(float, getattr(one.latency, name)),
-        )  # fmt: skip
-        budget = Budget(latency_ms=latency_ms, also=dict(others))
-        best = candidates.best(budget)
-        if best is not None:
-            return best
-        nearest = candidates.nearest(budget)
-        if nearest is None:
-            raise NothingFits("There is no route to choose from.")
-        asked = ", ".join(f"{_named(name)} {format_latency(bound)}" for name, bound in self._bounds)
-        takes = ", ".join(
-            f"{_named(name)} {format_latency(getattr(nearest.latency, name))}" for name, _ in self._bounds
-        )
-        raise NothingFits(f"No route or cascade is within {asked}: the nearest, {nearest.name}, takes {takes}.")
-
-
-def _named(name: str) -> str:
-    return name.removesuffix("_ms")
 
 
 def fit_cascades(
@@ -167,6 +62,7 @@ def fit_cascades(
     threads: int | None = None,
     classes: Sequence[str] | None = None,
     seed: int = 0,
+    test_images: Sequence[str] = (),
     listener: Listener = lambda what, done, total: None,
 ) -> list[CascadeReport]:
     """Static routes of a package and cascades of them, timed here one image at a time; the fastest by mean first.
@@ -182,9 +78,11 @@ def fit_cascades(
         routes: use these. Default: all.
         settings: what is tried, see `SearchSettings`; by default six cascades are kept on each frontier.
         seed: of the drawing of the images that decide.
+        test_images: fingerprints of images that must not decide, as accuracies were measured on them.
 
     Raises:
-        UsageError: fewer than two routes, or no images.
+        UsageError: fewer than two routes, no images, images that must not decide, or with `graphs` routes of which no
+            one graph can be made.
         DataError: too few images to fit a threshold on those that decide; says how many are needed.
         PackageError: it is no package of ONNX graphs, or something stands at `out`.
         ExportError: an engine does not run here.
@@ -204,7 +102,14 @@ def fit_cascades(
     others = None if test is None else TestImages.open(test, targets, classes)
     if others is not None and others.data_fingerprint == images.data_fingerprint:
         raise UsageError("The images that decide and those that say how accurate cascades are have to be different.")
+    if images.data_fingerprint in test_images:
+        raise UsageError(
+            f"{images.description}: accuracies were measured on these images, so that they must not decide thresholds. "
+            "Pass other labelled images as --data."
+        )
     refuse_too_few(len(images.source.labels) // (1 if others else 2))
+    if graphs:
+        refuse_unlike(found)
     with ExitStack() as stack:
         folder = None if out is None else stack.enter_context(staging(Path(out)))
         heldout, seen, about = _outputs(found, targets, images, others, seed, provider, threads, listener)

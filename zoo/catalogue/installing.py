@@ -272,7 +272,9 @@ class _Engines:
             size_bytes=deployed_bytes(path) if form == "onnx" else path.stat().st_size, **accuracy,
         )  # fmt: skip
 
-    def _accuracy(self, route: PackagedRoute, path: Path, form: str, ran: bool, package: Package) -> dict[str, Any]:
+    def _accuracy(
+        self, route: PackagedRoute, path: Path, form: str, ran: bool, package: Package
+    ) -> dict[str, Any]:
         """Measured here on the images that were given, else what the package states."""
         manifest = package.manifest
         if self._images is not None and ran:

@@ -148,7 +148,9 @@ class NetworkEngines:
             some = chosen[start : start + 64]
             yield self.images.prepared(self.network.preprocess, some), np.asarray([labels[one] for one in some])
 
-    def _write(self, package: Path, precision: str, reference: ReferenceLogits) -> tuple[Path, dict[str, RoundedRun]]:
+    def _write(
+        self, package: Path, precision: str, reference: ReferenceLogits
+    ) -> tuple[Path, dict[str, RoundedRun]]:
         """The graph of a package, and what rounding to fp16 does to it."""
         rounded: dict[str, RoundedRun] = {}
         network, graph = self.network, package / f"{self.network.name}.onnx"
@@ -163,7 +165,9 @@ class NetworkEngines:
         check_graph(graph, package / WEIGHTS)
         return graph, rounded
 
-    def _convert(self, package: Path, graph: Path, precision: str, reference: ReferenceLogits) -> dict[str, RoundedRun]:
+    def _convert(
+        self, package: Path, graph: Path, precision: str, reference: ReferenceLogits
+    ) -> dict[str, RoundedRun]:
         import onnx
         import onnx_ir as ir
         import torch

@@ -174,7 +174,9 @@ def _of_file(path: Path, preprocess: Preprocess | None) -> Target:
     )  # fmt: skip
 
 
-def _registered(route: str, registry: str | Path | None, family: str | None, device: str | None) -> list[Target]:
+def _registered(
+    route: str, registry: str | Path | None, family: str | None, device: str | None
+) -> list[Target]:
     engines = Registry.open(registry, create=False).engines(family, device)
     found = [one for one in engines if str(one.route) == route and one.status == VERIFIED]
     if not found:

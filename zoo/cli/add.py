@@ -13,41 +13,24 @@ from klas_zoo.cli.output import say, say_json
 @click.command()
 @click.argument("source")
 @click.option("--name", help="Of the network in the registry. Default: timm's name, or that of the file.")
-@click.option(
-    "--data",
-    help="Images to evaluate it on: a folder with a folder for each class, or a data set as klas-zoo build takes it, whose test images are used.",
-)
+@click.option("--data", help="Images to evaluate it on: a folder with a folder for each class, or a data set as klas-zoo build takes it, whose test images are used.")
 @click.option("--top1", type=float, help="Instead of --data: a top-1 in per cent that somebody claims.")
 @click.option("--top1-source", default="", help="Who claims it: a paper, a model card.")
 @click.option("--labels", type=click.IntRange(min=1), help="How many classes it has, to be checked.")
 @click.option("--classes", metavar="FILE", help="Names of its classes in its order, or imagenet-1k.")
 @click.option("--device", default="cpu", show_default=True, help="What its engines are timed on.")
-@click.option(
-    "--precision", "precisions", default="fp32", show_default=True, help="Of its engines, for example fp32,int8."
-)
-@click.option(
-    "--runtime", "runtimes", help="What executes them, for example onnxruntime,openvino. Default: onnxruntime."
-)
-@click.option(
-    "--batch",
-    "batches",
-    callback=counts,
-    default="1",
-    show_default=True,
-    metavar="N[,N...]",
-    help="Batch sizes to time it at.",
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="That compute one operator. Default: one for each physical core."
-)
-@click.option(
-    "--weights", "checkpoint", type=LocalPath(), help="A checkpoint for a timm model. Default: timm's own weights."
-)
+@click.option("--precision", "precisions", default="fp32", show_default=True, help="Of its engines, for example fp32,int8.")
+@click.option("--runtime", "runtimes", help="What executes them, for example onnxruntime,openvino. Default: onnxruntime.")
+@click.option("--batch", "batches", callback=counts, default="1", show_default=True, metavar="N[,N...]", help="Batch sizes to time it at.")
+@click.option("--threads", type=click.IntRange(min=1), help="That compute one operator. Default: one for each physical core.")
+@click.option("--weights", "checkpoint", type=LocalPath(), help="A checkpoint for a timm model. Default: timm's own weights.")
 @click.option("--random-weights", is_flag=True, help="Draw the weights of a timm model at random, to time it.")
 @preprocessing_options
 @registry_option
 @json_option
-def add(source: str, precisions: str, runtimes: str | None, classes: str | None, as_json: bool, **options: Any) -> None:
+def add(
+    source: str, precisions: str, runtimes: str | None, classes: str | None, as_json: bool, **options: Any
+) -> None:
     """Register a plain network, so that klas-zoo pick considers it beside all stitches.
 
     SOURCE is timm:NAME, or an ONNX file of one input (batch, C, H, W) and one output (batch, classes). An ONNX file is

@@ -53,41 +53,16 @@ _OF_TUNING = (
 @click.command()
 @click.option("--family", required=True, help="A built-in family (klas-zoo families), or a TOML file of your own.")
 @click.option("--device", default="cpu", show_default=True, help="What the engines are made for and timed on.")
-@click.option(
-    "--compute",
-    type=click.Choice(["cpu", "cuda"]),
-    help="Where networks are probed, tuned and evaluated. Default: on the device, or on the GPU that is here when the device is elsewhere.",
-)
-@click.option(
-    "--data",
-    type=LocalPath(),
-    help="Image folder (train/ and val/), CIFAR-10, shards, Parquet files or hf:owner/name (docs/builds.md). Default: the family's sample.",
-)
+@click.option("--compute", type=click.Choice(["cpu", "cuda"]), help="Where networks are probed, tuned and evaluated. Default: on the device, or on the GPU that is here when the device is elsewhere.")
+@click.option("--data", type=LocalPath(), help="Image folder (train/ and val/), CIFAR-10, shards, Parquet files or hf:owner/name (docs/builds.md). Default: the family's sample.")
 @click.option("--weights", type=LocalPath(), help="Folder with a checkpoint for every anchor.")
 @click.option("--random-weights", is_flag=True, help="Build without weights; accuracies mean nothing.")
-@click.option(
-    "--fit-heads",
-    is_flag=True,
-    help="Fit a new head, linear on features, to anchors whose weights are for other classes.",
-)
-@click.option(
-    "--classes",
-    metavar="FILE",
-    help="Names of the classes in the order of the checkpoints: a text file with one a line, a JSON list, or imagenet-1k. Default: natural order of the folders' names (docs/data.md).",
-)
-@click.option(
-    "--skip-damaged",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    metavar="NUMBER",
-    help="Leave out up to so many images that cannot be decoded; with more of them nothing is built.",
-)
+@click.option("--fit-heads", is_flag=True, help="Fit a new head, linear on features, to anchors whose weights are for other classes.")
+@click.option("--classes", metavar="FILE", help="Names of the classes in the order of the checkpoints: a text file with one a line, a JSON list, or imagenet-1k. Default: natural order of the folders' names (docs/data.md).")
+@click.option("--skip-damaged", type=click.IntRange(min=0), default=0, show_default=True, metavar="NUMBER", help="Leave out up to so many images that cannot be decoded; with more of them nothing is built.")
 @click.option("--force", is_flag=True, help="Build although an anchor is no better than chance on the test images.")
 @click.option("--preset", type=click.Choice(["quick", "paper"]), help="Settings of tuning. Default: the family's.")
-@click.option(
-    "--tune-steps", type=click.IntRange(min=0), help="Optimiser steps; 0 keeps the closed-form stitching layers."
-)
+@click.option("--tune-steps", type=click.IntRange(min=0), help="Optimiser steps; 0 keeps the closed-form stitching layers.")
 @click.option("--tune-epochs", type=click.IntRange(min=1), help="Epochs, instead of steps.")
 @click.option("--tune-batch", type=click.IntRange(min=1), help="Images per step.")
 @click.option("--anchor-lr", type=Number(min=0), help="Peak learning rate of the anchors.")
@@ -97,144 +72,40 @@ _OF_TUNING = (
 @click.option("--distillation", type=Number(0, 1), help="Weight of the largest anchor's answers in the loss.")
 @click.option("--hard/--soft", default=None, help="Distil the teacher's class, or its distribution.")
 @click.option("--clip", type=Number(min=0), help="Largest norm of the gradient; 0 does not clip.")
-@click.option(
-    "--augmentation", type=click.Choice(["light", "strong"]), help="Crop and flip, or RandAugment and erasing too."
-)
-@click.option(
-    "--tune-precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of products while tuning; weights stay fp32."
-)
-@click.option(
-    "--accumulate", type=click.IntRange(min=1), help="Parts a batch is cut into, one after the other, to save memory."
-)
-@click.option(
-    "--ema",
-    type=Number(0, 1, min_open=True, max_open=True),
-    help="Decay of a running average of the weights, which then is what is exported.",
-)
-@click.option(
-    "--tune-routes",
-    type=click.Choice(["same", "each"]),
-    help="Of several processes: the same route in a step, or each another.",
-)
+@click.option("--augmentation", type=click.Choice(["light", "strong"]), help="Crop and flip, or RandAugment and erasing too.")
+@click.option("--tune-precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of products while tuning; weights stay fp32.")
+@click.option("--accumulate", type=click.IntRange(min=1), help="Parts a batch is cut into, one after the other, to save memory.")
+@click.option("--ema", type=Number(0, 1, min_open=True, max_open=True), help="Decay of a running average of the weights, which then is what is exported.")
+@click.option("--tune-routes", type=click.Choice(["same", "each"]), help="Of several processes: the same route in a step, or each another.")
 @click.option("--compile/--no-compile", default=None, help="torch.compile, block by block, while tuning.")
-@click.option(
-    "--memory-format",
-    type=click.Choice(["auto", "contiguous", "channels-last"]),
-    help="Of weights and maps while tuning.",
-)
+@click.option("--memory-format", type=click.Choice(["auto", "contiguous", "channels-last"]), help="Of weights and maps while tuning.")
 @click.option("--init-images", type=click.IntRange(min=1), help="Images the stitching layers are fitted to.")
 @click.option("--probe-epochs", type=click.IntRange(min=1), default=4, show_default=True, help="Epochs of the probes.")
-@click.option(
-    "--probe-batch", type=click.IntRange(min=2), default=64, show_default=True, help="Images per step of the probes."
-)
-@click.option(
-    "--probe-lr",
-    type=Number(min=0, min_open=True),
-    default=0.01,
-    show_default=True,
-    help="Learning rate of the probes.",
-)
-@click.option(
-    "--buckets", type=click.IntRange(min=1), default=20, show_default=True, help="Cost buckets between two anchors."
-)
-@click.option(
-    "--tolerance",
-    type=Number(min=0),
-    default=0.05,
-    show_default=True,
-    help="τ: keep what is within this share of a bucket's best Γ.",
-)
+@click.option("--probe-batch", type=click.IntRange(min=2), default=64, show_default=True, help="Images per step of the probes.")
+@click.option("--probe-lr", type=Number(min=0, min_open=True), default=0.01, show_default=True, help="Learning rate of the probes.")
+@click.option("--buckets", type=click.IntRange(min=1), default=20, show_default=True, help="Cost buckets between two anchors.")
+@click.option("--tolerance", type=Number(min=0), default=0.05, show_default=True, help="τ: keep what is within this share of a bucket's best Γ.")
 @selector_options
-@click.option(
-    "--per-bucket",
-    "most",
-    type=click.IntRange(min=1),
-    help="Keep the N best stitches per bucket, ignoring τ.",
-    metavar="N",
-)
+@click.option("--per-bucket", "most", type=click.IntRange(min=1), help="Keep the N best stitches per bucket, ignoring τ.", metavar="N")
 @former_name("--most", "most", type=click.IntRange(min=1))
-@click.option(
-    "--pair",
-    "pairs",
-    multiple=True,
-    metavar="SOURCE:TARGET",
-    help="Stitch these anchors instead of those the selector would; repeatable.",
-)
-@click.option(
-    "--batch",
-    type=click.IntRange(min=1),
-    default=100,
-    show_default=True,
-    help="Images per forward pass outside tuning.",
-)
-@click.option(
-    "--latency-batch",
-    "latency_batches",
-    type=click.IntRange(min=1),
-    multiple=True,
-    default=(1,),
-    show_default=True,
-    help="Batch size to time engines at; repeatable.",
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of the runtime. Default: one for each physical core."
-)
-@click.option(
-    "--precision",
-    "precisions",
-    type=NameList(PRECISIONS),
-    help="Of the engines, for example fp32,int8. Default: what pays on the device: fp32 and int8 on a CPU, fp32 and fp16 elsewhere.",
-)
-@click.option(
-    "--runtime",
-    "runtimes",
-    type=NameList(BUILT_RUNTIMES),
-    help="That the engines are made for and timed in, for example onnxruntime,openvino. Default: onnxruntime.",
-)
+@click.option("--pair", "pairs", multiple=True, metavar="SOURCE:TARGET", help="Stitch these anchors instead of those the selector would; repeatable.")
+@click.option("--batch", type=click.IntRange(min=1), default=100, show_default=True, help="Images per forward pass outside tuning.")
+@click.option("--latency-batch", "latency_batches", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True, help="Batch size to time engines at; repeatable.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the runtime. Default: one for each physical core.")
+@click.option("--precision", "precisions", type=NameList(PRECISIONS), help="Of the engines, for example fp32,int8. Default: what pays on the device: fp32 and int8 on a CPU, fp32 and fp16 elsewhere.")
+@click.option("--runtime", "runtimes", type=NameList(BUILT_RUNTIMES), help="That the engines are made for and timed in, for example onnxruntime,openvino. Default: onnxruntime.")
 @opset_option("18 for CPUs, 23 for NVIDIA's GPUs")
-@click.option(
-    "--cascades/--no-cascades",
-    default=True,
-    show_default=True,
-    help="Fit cascades of the engines on held-out images, time and register them.",
-)
-@click.option(
-    "--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that decode images."
-)
+@click.option("--cascades/--no-cascades", default=True, show_default=True, help="Fit cascades of the engines on held-out images, time and register them.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that decode images.")
 @seed_option("Of everything that is random.")
-@click.option(
-    "--out",
-    type=LocalPath(file_okay=False),
-    help="Where report.html, report.json and frontier.png go. Default: in the registry.",
-)
+@click.option("--out", type=LocalPath(file_okay=False), help="Where report.html, report.json and frontier.png go. Default: in the registry.")
 @click.option("--dry-run", is_flag=True, help="Only show which stages would be done, and which are cached.")
 @click.option("--redo", metavar="STAGE", help="Delete the cached results of this stage and of those after it.")
-@click.option(
-    "--checkpoint-every",
-    "checkpoint_s",
-    type=Number(min=0),
-    default=60,
-    show_default=True,
-    help="Seconds between two checkpoints of tuning; more where writing them takes long.",
-)
-@click.option(
-    "--nproc",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes on this machine that probe, tune and evaluate together, as torchrun would start them; under torchrun it has no effect.",
-)
-@click.option(
-    "--max-restarts",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="With --nproc: how often to resume from the last checkpoint when a process dies.",
-)
+@click.option("--checkpoint-every", "checkpoint_s", type=Number(min=0), default=60, show_default=True, help="Seconds between two checkpoints of tuning; more where writing them takes long.")
+@click.option("--nproc", type=click.IntRange(min=1), default=1, show_default=True, help="Processes on this machine that probe, tune and evaluate together, as torchrun would start them; under torchrun it has no effect.")
+@click.option("--max-restarts", type=click.IntRange(min=0), default=0, show_default=True, help="With --nproc: how often to resume from the last checkpoint when a process dies.")
 @click.option("--log-json", metavar="FILE", help="Append what happens to a file, one JSON object a line; - is stderr.")
-@click.option(
-    "--tensorboard", type=LocalPath(file_okay=False), help="Write scalars of tuning for TensorBoard to this folder."
-)
+@click.option("--tensorboard", type=LocalPath(file_okay=False), help="Write scalars of tuning for TensorBoard to this folder.")
 @wide_option
 @registry_option
 @json_option
@@ -288,7 +159,9 @@ def _build(
     listener = _listener(options, team)
     if spec.dominated:
         listener.say(f"Note: {spec.dominated}; a plain network may serve better (benchmarks/README.md).")
-    loaded, images, rest = prepared(spec, settings, target, place=place, listener=listener, options=options, team=team)
+    loaded, images, rest = prepared(
+        spec, settings, target, place=place, listener=listener, options=options, team=team
+    )
     if options["dry_run"]:
         _show_plan(building.plan(loaded, images, settings, **rest), as_json)
         return

@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    help="Also run a block of a network there in onnxruntime and compare its answer with the CPU's.",
-)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Also run a block of a network there in onnxruntime and compare its answer with the CPU's.")
 @json_option
 def doctor(device: str | None, as_json: bool) -> None:
     """Show what is installed, what cannot work together, and what mends it; exit 1 if anything is wrong."""
@@ -67,9 +63,7 @@ def _trial(device: str) -> list[Incompatibility]:
     why = provider_problem(provider)
     if why is None:
         return []
-    mend = (
-        "mend what is listed above; without anything there: pip install --force-reinstall 'onnxruntime-gpu[cuda,cudnn]'"
-    )
+    mend = "mend what is listed above; without anything there: pip install --force-reinstall 'onnxruntime-gpu[cuda,cudnn]'"
     return [Incompatibility(what=f"onnxruntime's {provider} does not compute here: {why}.", mend=mend)]
 
 

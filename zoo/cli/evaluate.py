@@ -12,22 +12,15 @@ from klas_zoo.cli.output import say, say_json, say_progress
 
 @click.command()
 @click.argument("target")
-@click.option(
-    "--data",
-    help="A folder with a folder for each class, or a data set as klas-zoo build takes it, whose test images are used. Default: the images that the family embeds, for one that does.",
-)
+@click.option("--data", help="A folder with a folder for each class, or a data set as klas-zoo build takes it, whose test images are used. Default: the images that the family embeds, for one that does.")
 @click.option("--route", "routes", multiple=True, help="Of a package only this route; may be repeated.")
 @click.option("--family", help="Of a registered route: only of this one; or a tag, such as deit@prod.")
 @click.option("--device", help="Of a registered route: only for this one.")
 @click.option("--classes", metavar="FILE", help="Names of the engine's classes in its order, or imagenet-1k.")
 @click.option("--runtime", help="What executes it. Default: of a registered engine its own, else onnxruntime.")
 @click.option("--provider", help="Of the runtime, such as CUDAExecutionProvider.")
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="That compute one operator. Default: one for each physical core."
-)
-@click.option(
-    "--workers", type=click.IntRange(min=1), help="Threads that decode images. Default: one for each physical core."
-)
+@click.option("--threads", type=click.IntRange(min=1), help="That compute one operator. Default: one for each physical core.")
+@click.option("--workers", type=click.IntRange(min=1), help="Threads that decode images. Default: one for each physical core.")
 @preprocessing_options
 @registry_option
 @json_option
@@ -44,9 +37,7 @@ def evaluate(target: str, routes: tuple[str, ...], classes: str | None, as_json:
     preprocess = None
     if fields["mean"] is not None and fields["std"] is not None:
         # the size is the engine's, and taken from it
-        preprocess = Preprocess(
-            **{"interpolation": "bicubic", "input_size": (len(fields["mean"]), 1, 1)} | _given(fields)
-        )
+        preprocess = Preprocess(**{"interpolation": "bicubic", "input_size": (len(fields["mean"]), 1, 1)} | _given(fields))
     if classes is not None:
         from klas_zoo.data.classes import read_classes
 

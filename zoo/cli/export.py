@@ -22,46 +22,20 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--family", required=True, help="A family that was built, by its name or TOML file.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="onnx", show_default=True, help="Of the engines.")
-@click.option(
-    "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Of weights and products."
-)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Of weights and products.")
 @click.option("--out", type=LocalPath(), required=True, help="The folder to write; it must not exist, or be empty.")
-@click.option(
-    "--routes", "names", multiple=True, metavar="ROUTE[,ROUTE…]", help="Only these routes; repeatable. Default: all."
-)
+@click.option("--routes", "names", multiple=True, metavar="ROUTE[,ROUTE…]", help="Only these routes; repeatable. Default: all.")
 @click.option("--frontier", is_flag=True, help="Only the routes on the frontier.")
 @click.option("--latency", help="Only routes whose measured median is within this budget: 5ms, 200us or 1.5s.")
-@click.option(
-    "--device",
-    help="The one the family was built for, where there are several; of TensorRT engines the GPUs they are for: a100 or 8.0,8.6.",
-)
-@click.option(
-    "--data", type=LocalPath(), help="Images to verify with, as a build takes them. Default: the family's sample."
-)
-@click.option(
-    "--classes",
-    metavar="FILE",
-    help="Names of the family's classes in its order, or imagenet-1k, for --data whose folders name them.",
-)
-@click.option(
-    "--images",
-    "count",
-    type=click.IntRange(min=1),
-    help="Test images to verify with. Default: as many as the limits of the precision need.",
-)
+@click.option("--device", help="The one the family was built for, where there are several; of TensorRT engines the GPUs they are for: a100 or 8.0,8.6.")
+@click.option("--data", type=LocalPath(), help="Images to verify with, as a build takes them. Default: the family's sample.")
+@click.option("--classes", metavar="FILE", help="Names of the family's classes in its order, or imagenet-1k, for --data whose folders name them.")
+@click.option("--images", "count", type=click.IntRange(min=1), help="Test images to verify with. Default: as many as the limits of the precision need.")
 @click.option("--random-weights", is_flag=True, help="Untrained weights, for sizes and times.")
 @click.option("--profile", is_flag=True, help="Time every engine on this machine; the latencies go into the package.")
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of onnxruntime. Default: one for each physical core."
-)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of onnxruntime. Default: one for each physical core.")
 @opset_option("18, for TensorRT 23")
-@click.option(
-    "--provenance",
-    type=click.Choice(["public", "full"]),
-    default="public",
-    show_default=True,
-    help="What the package says of its making; full: also the command lines, the host and its kernel, and paths.",
-)
+@click.option("--provenance", type=click.Choice(["public", "full"]), default="public", show_default=True, help="What the package says of its making; full: also the command lines, the host and its kernel, and paths.")
 @seed_option("Of everything that is random.")
 @format_options
 @registry_option
@@ -102,10 +76,7 @@ def _source(family: str, options: dict[str, Any]) -> tuple[FamilySpec, PackageSo
         source = random_source(spec, options["seed"], names, full_provenance=full)
     else:
         spec, source = tuned_source(
-            family,
-            options["registry"] or default_root(),
-            options["device"],
-            full_provenance=full,
+            family, options["registry"] or default_root(), options["device"], full_provenance=full,
             preferred=options.get("preferred"),
         )
     return spec, choose(source, names=names, frontier=options["frontier"], budget_ms=budget_ms)

@@ -18,70 +18,22 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--family", required=True, help="A TOML file with the number of your classes, or a built-in family.")
-@click.option(
-    "--data",
-    type=LocalPath(),
-    help="Images of your classes, as a build takes them (docs/data.md). Default: the family's sample.",
-)
-@click.option(
-    "--weights",
-    type=LocalPath(),
-    help="Folder with a checkpoint for every anchor, of any classes. Default: the family's, or timm's own.",
-)
-@click.option(
-    "--out", type=LocalPath(file_okay=False), required=True, help="Where <anchor>.safetensors go, for build --weights."
-)
-@click.option(
-    "--steps", type=click.IntRange(min=0), help="Optimiser steps of each whole anchor. Default: 0, new heads alone."
-)
+@click.option("--data", type=LocalPath(), help="Images of your classes, as a build takes them (docs/data.md). Default: the family's sample.")
+@click.option("--weights", type=LocalPath(), help="Folder with a checkpoint for every anchor, of any classes. Default: the family's, or timm's own.")
+@click.option("--out", type=LocalPath(file_okay=False), required=True, help="Where <anchor>.safetensors go, for build --weights.")
+@click.option("--steps", type=click.IntRange(min=0), help="Optimiser steps of each whole anchor. Default: 0, new heads alone.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs, instead of steps.")
-@click.option(
-    "--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images per step, over all processes."
-)
+@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images per step, over all processes.")
 @click.option("--lr", type=Number(min=0), default=2e-4, show_default=True, help="Peak learning rate.")
 @click.option("--weight-decay", type=Number(min=0), default=0.05, show_default=True, help="AdamW's, on matrices.")
-@click.option(
-    "--augmentation",
-    type=click.Choice(["light", "strong"]),
-    default="light",
-    show_default=True,
-    help="Crop and flip, or RandAugment and erasing too.",
-)
-@click.option(
-    "--ema",
-    type=Number(0, 1, min_open=True, max_open=True),
-    help="Decay of a running average of the weights, which then is written.",
-)
-@click.option(
-    "--classes", metavar="FILE", help="Names of your classes in the order that the heads number them (docs/data.md)."
-)
-@click.option(
-    "--skip-damaged",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    metavar="NUMBER",
-    help="Leave out up to so many images that cannot be decoded.",
-)
+@click.option("--augmentation", type=click.Choice(["light", "strong"]), default="light", show_default=True, help="Crop and flip, or RandAugment and erasing too.")
+@click.option("--ema", type=Number(0, 1, min_open=True, max_open=True), help="Decay of a running average of the weights, which then is written.")
+@click.option("--classes", metavar="FILE", help="Names of your classes in the order that the heads number them (docs/data.md).")
+@click.option("--skip-damaged", type=click.IntRange(min=0), default=0, show_default=True, metavar="NUMBER", help="Leave out up to so many images that cannot be decoded.")
 @click.option("--device", default="cpu", show_default=True, help="What to compute on: cpu or cuda.")
-@click.option(
-    "--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that decode images."
-)
-@click.option(
-    "--nproc",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes on this machine, as torchrun would start them; under torchrun it has no effect.",
-)
-@click.option(
-    "--checkpoint-every",
-    "checkpoint_s",
-    type=Number(min=0),
-    default=60,
-    show_default=True,
-    help="Seconds between two checkpoints.",
-)
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that decode images.")
+@click.option("--nproc", type=click.IntRange(min=1), default=1, show_default=True, help="Processes on this machine, as torchrun would start them; under torchrun it has no effect.")
+@click.option("--checkpoint-every", "checkpoint_s", type=Number(min=0), default=60, show_default=True, help="Seconds between two checkpoints.")
 @seed_option("Of everything that is random.")
 @json_option
 def finetune(family: str, as_json: bool, **options: Any) -> None:

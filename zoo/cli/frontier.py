@@ -14,23 +14,13 @@ from klas_zoo.cli.output import say, say_json
 @click.command()
 @click.option("--device", help="Needed where engines of several devices are registered.")
 @click.option("--family", help="Only of this one; or a tag, such as deit@prod.")
-@click.option(
-    "--percentile", type=click.Choice(["p50", "p90", "p99"]), default="p50", show_default=True, help="Of the latency."
-)
+@click.option("--percentile", type=click.Choice(["p50", "p90", "p99"]), default="p50", show_default=True, help="Of the latency.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch size of the latency.")
-@click.option(
-    "--measured-only", is_flag=True, help="Exclude latencies that were interpolated or predicted by a roofline."
-)
+@click.option("--measured-only", is_flag=True, help="Exclude latencies that were interpolated or predicted by a roofline.")
 @click.option("--hardware", help="Use latencies of this hardware instead of this machine's: a part of its description.")
-@click.option(
-    "--threads",
-    type=click.IntRange(min=0),
-    help="Use latencies measured with this many threads. Default: the number most engines were measured with.",
-)
+@click.option("--threads", type=click.IntRange(min=0), help="Use latencies measured with this many threads. Default: the number most engines were measured with.")
 @click.option("--claimed", is_flag=True, help="Include engines whose accuracy was claimed instead of measured.")
-@click.option(
-    "--all", "every", is_flag=True, help="List every engine, not only those on the frontier and dominated stitches."
-)
+@click.option("--all", "every", is_flag=True, help="List every engine, not only those on the frontier and dominated stitches.")
 @click.option("--plot", "picture", type=LocalPath(dir_okay=False), help="Also write a PNG.")
 @wide_option
 @registry_option

@@ -18,41 +18,19 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("package")
 @click.option("--device", default="cpu", show_default=True, help="What the engines run on and are timed on.")
-@click.option(
-    "--runtime",
-    "runtimes",
-    help="What executes them, for example onnxruntime,openvino. Default: the package's own; of ONNX graphs onnxruntime, and TensorRT on an NVIDIA GPU.",
-)
-@click.option(
-    "--batch",
-    "batches",
-    callback=counts,
-    default="1",
-    show_default=True,
-    metavar="N[,N...]",
-    help="Batch sizes to time them at.",
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="That compute one operator. Default: one for each physical core."
-)
+@click.option("--runtime", "runtimes", help="What executes them, for example onnxruntime,openvino. Default: the package's own; of ONNX graphs onnxruntime, and TensorRT on an NVIDIA GPU.")
+@click.option("--batch", "batches", callback=counts, default="1", show_default=True, metavar="N[,N...]", help="Batch sizes to time them at.")
+@click.option("--threads", type=click.IntRange(min=1), help="That compute one operator. Default: one for each physical core.")
 @click.option("--data", help="Measure accuracies on these images instead of taking those of the package.")
 @click.option("--name", help="Of the package at a URL.")
 @click.option("--version", help="First digits of a version at a URL. Default: the one pushed last.")
 @max_size_option
-@click.option(
-    "--verify-key",
-    type=LocalPath(dir_okay=False),
-    help="Public key, PEM: refuse a package that its owner did not sign with klas-zoo sign.",
-)
-@click.option(
-    "--timeout", "timeout_s", type=Number(min=0), metavar="SECONDS", help="Stop after that time. Default: never."
-)
+@click.option("--verify-key", type=LocalPath(dir_okay=False), help="Public key, PEM: refuse a package that its owner did not sign with klas-zoo sign.")
+@click.option("--timeout", "timeout_s", type=Number(min=0), metavar="SECONDS", help="Stop after that time. Default: never.")
 @click.option("--dry-run", is_flag=True, help="Check the package's files, and change nothing.")
 @registry_option
 @json_option
-def install(
-    package: str, runtimes: str | None, as_json: bool, dry_run: bool, timeout_s: float | None, **options: Any
-) -> None:
+def install(package: str, runtimes: str | None, as_json: bool, dry_run: bool, timeout_s: float | None, **options: Any) -> None:
     """Bring a package's engines into this machine's registry: verify, compile where needed, time, register.
 
     PACKAGE is a folder, or a URL as klas-zoo pull takes it. A package that is registered already, and was measured under

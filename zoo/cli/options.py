@@ -87,9 +87,7 @@ def former_name(option: str, parameter: str, **settings: Any) -> Callable[[Calla
         if value is not None:
             context.params[parameter] = value
 
-    return click.option(
-        option, hidden=True, expose_value=False, is_eager=True, callback=take, help="A former name.", **settings
-    )
+    return click.option(option, hidden=True, expose_value=False, is_eager=True, callback=take, help="A former name.", **settings)
 
 
 def registry_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,22 +118,9 @@ def preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--mean`, `--std`, `--interpolation` and `--crop-pct`: how images are prepared for a network from anywhere."""
     for option in (
         click.option("--crop-pct", type=float, help="Share of the resized image that is kept. Default: 0.875."),
-        click.option(
-            "--interpolation",
-            help="Of resizing: nearest, bilinear, bicubic, box, hamming or lanczos. Default: bicubic.",
-        ),
-        click.option(
-            "--std",
-            callback=_channels,
-            metavar="R,G,B",
-            help="Of each channel, on the scale of 0 to 1. Default: ImageNet's.",
-        ),
-        click.option(
-            "--mean",
-            callback=_channels,
-            metavar="R,G,B",
-            help="Of each channel, on the scale of 0 to 1. Default: ImageNet's.",
-        ),
+        click.option("--interpolation", help="Of resizing: nearest, bilinear, bicubic, box, hamming or lanczos. Default: bicubic."),
+        click.option("--std", callback=_channels, metavar="R,G,B", help="Of each channel, on the scale of 0 to 1. Default: ImageNet's."),
+        click.option("--mean", callback=_channels, metavar="R,G,B", help="Of each channel, on the scale of 0 to 1. Default: ImageNet's."),
     ):
         command = option(command)
     return command

@@ -16,9 +16,7 @@ from klas_zoo.cli.output import say, say_json
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show of each image.")
 @click.option("--family", help="Only of this one; or a tag, such as deit@prod.")
 @click.option("--device", help="Needed where engines of several devices are registered.")
-@click.option(
-    "--percentile", type=click.Choice(["p50", "p90", "p99"]), default="p50", show_default=True, help="Of the latency."
-)
+@click.option("--percentile", type=click.Choice(["p50", "p90", "p99"]), default="p50", show_default=True, help="Of the latency.")
 @click.option("--hardware", help="Use latencies of this hardware instead of this machine's: a part of its description.")
 @registry_option
 @json_option

@@ -30,91 +30,28 @@ def _batches(context: click.Context, parameter: click.Parameter, value: str) -> 
 
 
 @click.group(invoke_without_command=True)
-@click.option(
-    "--family",
-    help="A built-in family, or a TOML file of your own. Its weights are drawn at random: latency does not depend on them.",
-)
-@click.option(
-    "--device",
-    default="cpu",
-    show_default=True,
-    help="What to measure on: cpu, cuda, or the name of the GPU that is there.",
-)
-@click.option(
-    "--runtime",
-    type=click.Choice(list(RUNTIMES)),
-    default="onnxruntime",
-    show_default=True,
-    help="What runs the networks.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
-    default="fp32",
-    show_default=True,
-    help="Of weights and activations.",
-)
-@click.option(
-    "--batch",
-    "batches",
-    callback=_batches,
-    default="1",
-    show_default=True,
-    metavar="N[,N...]",
-    help="Batch sizes; a record each.",
-)
+@click.option("--family", help="A built-in family, or a TOML file of your own. Its weights are drawn at random: latency does not depend on them.")
+@click.option("--device", default="cpu", show_default=True, help="What to measure on: cpu, cuda, or the name of the GPU that is there.")
+@click.option("--runtime", type=click.Choice(list(RUNTIMES)), default="onnxruntime", show_default=True, help="What runs the networks.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", show_default=True, help="Of weights and activations.")
+@click.option("--batch", "batches", callback=_batches, default="1", show_default=True, metavar="N[,N...]", help="Batch sizes; a record each.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of a CPU runtime. Default: one for each physical core.")
-@click.option(
-    "--stitches",
-    type=click.IntRange(min=0),
-    default=5,
-    show_default=True,
-    help="Stitches to measure besides the anchors; the rest is interpolated.",
-)
-@click.option(
-    "--check",
-    "checks",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Further stitches to measure, only to see how far the interpolation is off.",
-)
+@click.option("--stitches", type=click.IntRange(min=0), default=5, show_default=True, help="Stitches to measure besides the anchors; the rest is interpolated.")
+@click.option("--check", "checks", type=click.IntRange(min=0), default=0, show_default=True, help="Further stitches to measure, only to see how far the interpolation is off.")
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile.")
 @click.option("--cuda-graph", "graph", is_flag=True, help="Capture each network into a CUDA graph and replay it.")
 @click.option("--as", "name", help="Name of this kind of machine, to tell it from others: fleet-xeon.")
 @click.option("--predict", is_flag=True, help="Predict by a roofline what is not here to be measured.")
-@click.option(
-    "--count",
-    is_flag=True,
-    help="Measure nothing; show multiply-adds, parameters, memory traffic and peak activations of every block.",
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=1),
-    default=10,
-    show_default=True,
-    help="Bursts in which each network is timed, in turn with the others.",
-)
-@click.option(
-    "--min-runs", type=click.IntRange(min=1), default=100, show_default=True, help="Least runs of each network."
-)
-@click.option(
-    "--min-ms",
-    type=Number(min=0),
-    default=1000,
-    show_default=True,
-    help="Least milliseconds each network is timed for.",
-)
-@click.option(
-    "--warmup-ms", type=Number(min=0), default=200, show_default=True, help="Milliseconds each network runs before."
-)
+@click.option("--count", is_flag=True, help="Measure nothing; show multiply-adds, parameters, memory traffic and peak activations of every block.")
+@click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True, help="Bursts in which each network is timed, in turn with the others.")
+@click.option("--min-runs", type=click.IntRange(min=1), default=100, show_default=True, help="Least runs of each network.")
+@click.option("--min-ms", type=Number(min=0), default=1000, show_default=True, help="Least milliseconds each network is timed for.")
+@click.option("--warmup-ms", type=Number(min=0), default=200, show_default=True, help="Milliseconds each network runs before.")
 @seed_option("Of which stitches are checked.")
 @registry_option
 @json_option
 @click.pass_context
-def profile(
-    context: click.Context, /, registry: Path | None, as_json: bool, family: str | None, **options: Any
-) -> None:
+def profile(context: click.Context, /, registry: Path | None, as_json: bool, family: str | None, **options: Any) -> None:
     """Measure what a family's routes cost on a device; export and import carry it elsewhere."""
     if context.invoked_subcommand is not None:
         if family is not None or registry is not None:
@@ -199,7 +136,9 @@ def _measured(spec: Any, options: dict[str, Any], keep: Callable[[Profile], None
     )
     check_settings(settings, device.kind)
     chains = load_family(spec, random_weights=True)
-    return profile_family(chains, device, settings, listener=ConsoleListener(Console(stderr=True)), on_profile=keep)
+    return profile_family(
+        chains, device, settings, listener=ConsoleListener(Console(stderr=True)), on_profile=keep
+    )
 
 
 def _predicted(spec: Any, store: Any, options: dict[str, Any]) -> list[Profile]:

@@ -77,13 +77,7 @@ def check(sizes_only: bool, registry: Path | None, as_json: bool) -> None:
 
 @registry.command()
 @click.option("--old-builds", is_flag=True, help="First remove the builds that are neither current nor tagged.")
-@click.option(
-    "--cache-unused",
-    "unused_days",
-    type=Number(min=0),
-    metavar="DAYS",
-    help="Also delete results of stages that no registered build was made from and that were not used for this many days; refused while a build runs.",
-)
+@click.option("--cache-unused", "unused_days", type=Number(min=0), metavar="DAYS", help="Also delete results of stages that no registered build was made from and that were not used for this many days; refused while a build runs.")
 @click.option("--dry-run", is_flag=True, help="Only print what would be done.")
 @registry_option
 @json_option
@@ -113,9 +107,7 @@ def gc(old_builds: bool, unused_days: float | None, dry_run: bool, registry: Pat
         say(f"{one.path} {would}deleted")
     for result in unused:
         say(f"{result.stage} {result.key} of cache {would}deleted")
-    counted = f"{len(files)} files and packages" + (
-        "" if unused_days is None else f" and {len(unused)} results of stages"
-    )
+    counted = f"{len(files)} files and packages" + ("" if unused_days is None else f" and {len(unused)} results of stages")
     say(f"{counted}, {format_size(size_bytes)}, {would}deleted.")
 
 
@@ -142,12 +134,7 @@ def remove(build_or_family: str, device: str | None, registry: Path | None, as_j
 @registry.command()
 @click.argument("name", metavar="FAMILY@NAME")
 @click.option("--device", help="Only on this one. Default: all that the family has a current build for.")
-@click.option(
-    "--build",
-    "build_id",
-    type=click.IntRange(min=1, max=2**62),
-    help="Point it at this build. Default: the current ones.",
-)
+@click.option("--build", "build_id", type=click.IntRange(min=1, max=2**62), help="Point it at this build. Default: the current ones.")
 @click.option("--delete", is_flag=True, help="Delete the tag; its history stays.")
 @registry_option
 @json_option

@@ -23,40 +23,14 @@ from klas_zoo.cli.output import say_json
 @click.command()
 @click.option("--family", required=True, help="A built-in family (klas-zoo families), or a TOML file of your own.")
 @selector_options
-@click.option(
-    "--pair",
-    "pairs",
-    multiple=True,
-    metavar="SOURCE:TARGET",
-    help="Stitch these anchors instead of those the selector would; repeatable.",
-)
-@click.option(
-    "--buckets", type=click.IntRange(min=1), default=20, show_default=True, help="Cost buckets between two anchors."
-)
-@click.option(
-    "--tolerance",
-    type=Number(min=0),
-    default=0.05,
-    show_default=True,
-    help="τ: keep what is within this share of a bucket's best score.",
-)
-@click.option(
-    "--per-bucket",
-    "most",
-    type=click.IntRange(min=1),
-    help="Keep the N best stitches per bucket, ignoring τ.",
-    metavar="N",
-)
+@click.option("--pair", "pairs", multiple=True, metavar="SOURCE:TARGET", help="Stitch these anchors instead of those the selector would; repeatable.")
+@click.option("--buckets", type=click.IntRange(min=1), default=20, show_default=True, help="Cost buckets between two anchors.")
+@click.option("--tolerance", type=Number(min=0), default=0.05, show_default=True, help="τ: keep what is within this share of a bucket's best score.")
+@click.option("--per-bucket", "most", type=click.IntRange(min=1), help="Keep the N best stitches per bucket, ignoring τ.", metavar="N")
 @former_name("--most", "most", type=click.IntRange(min=1))
 @seed_option("Of what is drawn and of how images are split.")
-@click.option(
-    "--data", type=LocalPath(), help="Images to measure on. Default: the last build's scores, or the family's sample."
-)
-@click.option(
-    "--classes",
-    metavar="FILE",
-    help="Names of the family's classes in its order, or imagenet-1k, for --data whose folders name them.",
-)
+@click.option("--data", type=LocalPath(), help="Images to measure on. Default: the last build's scores, or the family's sample.")
+@click.option("--classes", metavar="FILE", help="Names of the family's classes in its order, or imagenet-1k, for --data whose folders name them.")
 @click.option("--weights", type=LocalPath(), help="Folder with a checkpoint for every anchor, to measure with.")
 @registry_option
 @json_option

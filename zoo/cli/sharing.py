@@ -16,9 +16,7 @@ from klas_zoo.cli.output import say, say_json
 @click.argument("package", type=LocalPath())
 @click.argument("url")
 @click.option("--name", help="What it is called there; may carry a tag, such as deit@prod. Default: the family's name.")
-@click.option(
-    "--trust-sizes", is_flag=True, help="Do not read back what is there from a push before; compare sizes only."
-)
+@click.option("--trust-sizes", is_flag=True, help="Do not read back what is there from a push before; compare sizes only.")
 @json_option
 def push(package: Path, url: str, name: str | None, trust_sizes: bool, as_json: bool) -> None:
     """Copy the family package in the folder PACKAGE to a URL: a folder, s3://, gs://, hf://, oci:// or any other of
@@ -47,7 +45,9 @@ def push(package: Path, url: str, name: str | None, trust_sizes: bool, as_json: 
 @click.option("--version", help="First digits of a version. Default: the one pushed last.")
 @max_size_option
 @json_option
-def pull(url: str, folder: Path, name: str | None, version: str | None, largest_bytes: int, as_json: bool) -> None:
+def pull(
+    url: str, folder: Path, name: str | None, version: str | None, largest_bytes: int, as_json: bool
+) -> None:
     """Copy a family package from a URL into a new FOLDER, and check it.
 
     Run again after an interruption, it fetches only what is missing.

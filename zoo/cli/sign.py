@@ -13,12 +13,7 @@ from klas_zoo.cli.output import say
 
 @click.command()
 @click.argument("package", type=LocalPath())
-@click.option(
-    "--key",
-    type=LocalPath(dir_okay=False),
-    required=True,
-    help="Private key on an elliptic curve, PEM. $KLAS_ZOO_KEY_PASSWORD: its password, if it has one.",
-)
+@click.option("--key", type=LocalPath(dir_okay=False), required=True, help="Private key on an elliptic curve, PEM. $KLAS_ZOO_KEY_PASSWORD: its password, if it has one.")
 def sign(package: Path, key: Path) -> None:
     """Write a signature into the folder PACKAGE, which install --verify-key checks on a target.
 

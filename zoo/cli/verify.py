@@ -16,21 +16,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("package", type=LocalPath())
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of onnxruntime. Default: one for each physical core."
-)
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=Number(min=0),
-    default=3600,
-    show_default=True,
-    metavar="SECONDS",
-    help="Stop after that time; 0: never.",
-)
-@click.option(
-    "--allow-edited-config", is_flag=True, help="Of a repository for Triton: take every config.pbtxt as it is."
-)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of onnxruntime. Default: one for each physical core.")
+@click.option("--timeout", "timeout_s", type=Number(min=0), default=3600, show_default=True, metavar="SECONDS", help="Stop after that time; 0: never.")
+@click.option("--allow-edited-config", is_flag=True, help="Of a repository for Triton: take every config.pbtxt as it is.")
 @json_option
 def verify(package: Path, threads: int | None, timeout_s: float, allow_edited_config: bool, as_json: bool) -> None:
     """Check the folder PACKAGE: every hash, every graph by onnx's checker, every route against its stored answers.
@@ -39,9 +27,7 @@ def verify(package: Path, threads: int | None, timeout_s: float, allow_edited_co
     """
     from klas_zoo.limited import within
 
-    limited = (
-        within(timeout_s, f"Verifying {package}", _report, package, threads, allow_edited_config) if timeout_s else None
-    )
+    limited = within(timeout_s, f"Verifying {package}", _report, package, threads, allow_edited_config) if timeout_s else None
     found = _report(package, threads, allow_edited_config) if limited is None else limited
     if as_json:
         say_json([one.to_json() for one in found.verdicts])

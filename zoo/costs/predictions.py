@@ -101,7 +101,9 @@ def predict_profiles(
         ProfileError: no public figures of the device, none in the precision, or no roofline of the runtime.
     """
     counted = counted or count(family.chains, family.input_shape)
-    measured = [one for one in store.profiles(family.name) if one.runtime == runtime and one.origin == "measured"]
+    measured = [
+        one for one in store.profiles(family.name) if one.runtime == runtime and one.origin == "measured"
+    ]
     calibration = corrected(calibration_of(runtime), counted, spec, measured)
     return [
         Profile(

@@ -173,7 +173,9 @@ class _Session:
             warnings += telemetry.warnings()
         found = tuple(self._network(route, seen) for route, seen in times.items())
         model = self._model(batch, {one.route: one.latency.p50_ms for one in found}, checks)
-        return self._record(batch, networks=found, model=model, conditions=conditions, warnings=tuple(warnings))
+        return self._record(
+            batch, networks=found, model=model, conditions=conditions, warnings=tuple(warnings)
+        )
 
     def _time(
         self, networks: Mapping[Route, Path | nn.Module], batch: int, telemetry: Telemetry | None

@@ -6,7 +6,6 @@ nothing of what came before but this one tensor.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -109,8 +108,3 @@ def work_before(recording: Recording) -> dict[fx.Node, int]:
             total += recording.values[node].work
         found[node] = total
     return found
-
-
-def kinds_of(recording: Recording) -> Counter[str]:
-    """How many modules of each class were called, for messages."""
-    return Counter(type(call.module).__name__ for call in recording.calls)

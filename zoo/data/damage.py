@@ -50,8 +50,8 @@ class DamageCheck:
     processes: int | None = None
     team: Team = ALONE
     say: Callable[[str], None] = lambda line: None
-    watch: Callable[[str, int, str], AbstractContextManager[Advance]] = lambda name, total, unit: nullcontext(
-        lambda images, text: None
+    watch: Callable[[str, int, str], AbstractContextManager[Advance]] = (
+        lambda name, total, unit: nullcontext(lambda images, text: None)
     )
 
     def without_damaged(self, sources: Sequence[LabelledImages]) -> list[LabelledImages]:

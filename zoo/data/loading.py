@@ -41,7 +41,9 @@ class Split(Dataset[tuple[Tensor, int]]):
     A `random` transform gives one and the same tensor for a `Draw`, in whichever process and order.
     """
 
-    def __init__(self, source: LabelledImages, indices: Sequence[int], transform: Any, *, random: bool = False) -> None:
+    def __init__(
+        self, source: LabelledImages, indices: Sequence[int], transform: Any, *, random: bool = False
+    ) -> None:
         self.source, self.indices, self.transform, self.random = source, indices, transform, random
 
     def __len__(self) -> int:
@@ -137,7 +139,9 @@ def load_data(
     plain = Compose([converted, create_transform(**data_config, is_training=False)])
     return Data(
         train=Split(train, kept, plain),
-        augmented=Split(train, kept, Compose([converted, training_transform(data_config, augmentation)]), random=True),
+        augmented=Split(
+            train, kept, Compose([converted, training_transform(data_config, augmentation)]), random=True
+        ),
         heldout=Split(train, heldout, plain),
         test=Split(test, range(len(test.labels)), plain),
         description=f"{description}, {len(kept)} + {len(heldout)} held out, {len(test.labels)} test images",

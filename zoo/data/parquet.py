@@ -59,7 +59,9 @@ def open_hub(name: str, num_classes: int | None, listed: Sequence[str] | None) -
     held = next((one for one in _HELD if one in found), None)
     if "train" not in found or held is None:
         raise DataError(f"hf:{name} has the splits {', '.join(found)}: a train and a validation or test are needed.")
-    tables = [Table(found[one], name, [str(found[one]._fingerprint).encode()], num_classes) for one in ("train", held)]
+    tables = [
+        Table(found[one], name, [str(found[one]._fingerprint).encode()], num_classes) for one in ("train", held)
+    ]
     return _numbered(tables, f"{name} of the hub", num_classes, listed)
 
 

@@ -232,7 +232,9 @@ def _cut(model: nn.Module, anchor: AnchorSpec, spec: FamilySpec) -> Chain:
         ) from error
     chain = Chain.of(model, spec.input_shape)
     if chain.classes != spec.num_classes:
-        raise FamilyError(f"Anchor {anchor.name} tells {chain.classes} classes apart, the family {spec.num_classes}.")
+        raise FamilyError(
+            f"Anchor {anchor.name} tells {chain.classes} classes apart, the family {spec.num_classes}."
+        )
     return chain
 
 

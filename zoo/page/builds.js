@@ -62,7 +62,7 @@ const Builds = {
   },
 
   why() {
-    if (this.build.kind !== "build") return "No stitches were chosen: these are plain networks, or a package from elsewhere.";
+    if (this.build.kind !== "build") return "No stitches were chosen: these are plain networks, cascades of them, or a package from elsewhere.";
     if (this.build.shipped) return "The family came with a tuned supernet, which was used as it is: nothing was measured to choose its stitches. klas-zoo build --preset quick selects and tunes stitches anew.";
     if (this.build.selection) return "This selector measures no similarities.";
     return "This build's report.json is not in the registry (it was written with --out, or deleted), so there is no map.";

@@ -28,7 +28,9 @@ Report = Mapping[str, Any]
 """The content of a build's report.json."""
 
 
-def registry_contents(registry: Registry, *, family: str | None = None, device: str | None = None) -> dict[str, Any]:
+def registry_contents(
+    registry: Registry, *, family: str | None = None, device: str | None = None
+) -> dict[str, Any]:
     """All current builds of a registry, or those of one family or device.
 
     Args:

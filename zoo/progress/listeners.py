@@ -70,11 +70,11 @@ class MultiListener:
 class JsonLog:
     """One JSON object a line: `time` (ISO 8601, UTC), `event`, and what belongs to the event.
 
-    started, finished, failed    a pass: `stage`; `total` and `unit`, or `seconds` and `done`
-    progress                     at most one a second: `stage`, `done`, `total`, `remark`
-    kept                         a stage whose result was there: `stage`, and the `seconds` it took then
-    scalars                      at most one a second: `step` and numbers of tuning
-    said                         a `sentence` for people
+        started, finished, failed    a pass: `stage`; `total` and `unit`, or `seconds` and `done`
+        progress                     at most one a second: `stage`, `done`, `total`, `remark`
+        kept                         a stage whose result was there: `stage`, and the `seconds` it took then
+        scalars                      at most one a second: `step` and numbers of tuning
+        said                         a `sentence` for people
     """
 
     def __init__(

@@ -10,7 +10,9 @@ from klas_zoo.exporters.packaged_cascades import CASCADES, PackagedCascade
 from klas_zoo.registry.records import NewEngine
 
 
-def new_cascade(one: PackagedCascade, manifest: Manifest, folder: Path, *, device: str, **accuracy: Any) -> NewEngine:
+def new_cascade(
+    one: PackagedCascade, manifest: Manifest, folder: Path, *, device: str, **accuracy: Any
+) -> NewEngine:
     """A cascade of a package to register.
 
     Args:

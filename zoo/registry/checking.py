@@ -135,7 +135,9 @@ def _package(registry: Registry, digest: str, content: bool) -> tuple[dict[str, 
         return {}, [Finding(kind="damaged", what=str(error), path=folder)]
 
 
-def _engine_findings(engine: EngineRecord, content: bool, files: Mapping[str, tuple[int, str]]) -> Iterator[Finding]:
+def _engine_findings(
+    engine: EngineRecord, content: bool, files: Mapping[str, tuple[int, str]]
+) -> Iterator[Finding]:
     """
     Args:
         files: of the engine's package; empty where it has none, or a damaged one that was reported.

@@ -89,7 +89,9 @@ class Engine:
         exponentials = np.exp(logits - logits.max())
         probabilities = exponentials / exponentials.sum()
         best = np.argsort(-probabilities, kind="stable")[:top]
-        return [Prediction(index=int(k), label=self._label(int(k)), probability=float(probabilities[k])) for k in best]
+        return [
+            Prediction(index=int(k), label=self._label(int(k)), probability=float(probabilities[k])) for k in best
+        ]
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """Images (B, C, H, W) float32 → logits (B, classes) float32, both in the host's memory.

@@ -27,7 +27,7 @@ Status = Literal["verified", "built, not run", "to be compiled on the target"]
 TO_COMPILE: Status = "to be compiled on the target"
 STATUSES: tuple[Status, ...] = (VERIFIED, NOT_RUN, TO_COMPILE)
 
-Kind = Literal["build", "add", "install"]
+Kind = Literal["build", "add", "install", "cascades"]
 
 
 def percentile_ms(latency: LatencyRecord, statistic: Statistic) -> float:

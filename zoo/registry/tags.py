@@ -47,7 +47,9 @@ class Move:
         return asdict(self)
 
 
-def builds_of(connection: sqlite3.Connection, family: str | None, device: str | None) -> tuple[str, dict[str, object]]:
+def builds_of(
+    connection: sqlite3.Connection, family: str | None, device: str | None
+) -> tuple[str, dict[str, object]]:
     """A condition on `builds` in SQL and its parameters: the current builds, or those a tag points to.
 
     Raises:
@@ -100,7 +102,9 @@ def tags_of_builds(connection: sqlite3.Connection) -> dict[int, tuple[str, ...]]
     return found
 
 
-def move_tag(registry: Registry, name: str, *, device: str | None = None, build_id: int | None = None) -> list[Move]:
+def move_tag(
+    registry: Registry, name: str, *, device: str | None = None, build_id: int | None = None
+) -> list[Move]:
     """Points a tag at a build, or at the current builds of its family; all of its devices at once.
 
     Builds of other machines that the tag pointed to stay tagged, unless they are replaced by one of their machine.

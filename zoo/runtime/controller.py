@@ -79,7 +79,9 @@ class Controller:
         UsageError: there is no route, they are not sorted, or the target is no latency.
     """
 
-    def __init__(self, ladder: Sequence[Rung], target_ms: float, settings: ControllerSettings | None = None) -> None:
+    def __init__(
+        self, ladder: Sequence[Rung], target_ms: float, settings: ControllerSettings | None = None
+    ) -> None:
         self.settings = settings or ControllerSettings()
         self.ladder, self.target_ms = tuple(ladder), target_ms
         costs = [cost for _, cost in self.ladder]

@@ -273,7 +273,9 @@ class ElasticSession:
             )
         return known
 
-    def calibrate(self, *, batch: int = 1, runs: int = 30, routes: Collection[str] | None = None) -> dict[str, float]:
+    def calibrate(
+        self, *, batch: int = 1, runs: int = 30, routes: Collection[str] | None = None
+    ) -> dict[str, float]:
         """Measures open routes and the package's cascades here and now, in turns; medians replace what was known.
 
         Args:
@@ -320,7 +322,9 @@ class ElasticSession:
         """
         return self._paths.get(cascade, {}).get(batch, ())
 
-    def controller(self, target_ms: float, *, batch: int = 1, settings: ControllerSettings | None = None) -> Controller:
+    def controller(
+        self, target_ms: float, *, batch: int = 1, settings: ControllerSettings | None = None
+    ) -> Controller:
         """One that keeps the tail latency of calls below a target, over the frontier of accuracy and latency.
 
         Raises:

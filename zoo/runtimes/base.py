@@ -180,15 +180,3 @@ def image_shape(name: str, shape: tuple[int | None, ...]) -> tuple[tuple[int | N
         raise ExportError(f"{name} takes an input of shape ({found}); an engine takes images (B, C, H, W).")
     batch = shape[0]
     return tuple(shape[1:]), batch or 1, batch
-
-
-def check_batch(session: Session, images: np.ndarray) -> None:
-    """Refuses a batch that a session does not take.
-
-    Raises:
-        ExportError: names the batch sizes it takes.
-    """
-    largest = session.largest_batch
-    if len(images) < session.smallest_batch or (largest is not None and len(images) > largest):
-        sizes = str(largest) if largest == session.smallest_batch else f"{session.smallest_batch} to {largest or 'any'}"
-        raise ExportError(f"The engine takes batches of {sizes}, not of {len(images)}.")

@@ -71,7 +71,8 @@ def images_of(
     stream = partial(batches, device=device, workers=workers)
     return MeasurementImages(
         epochs=lambda: (
-            stream(data.train, probing.batch, shuffle_seed=seed + epoch, team=team) for epoch in range(probing.epochs)
+            stream(data.train, probing.batch, shuffle_seed=seed + epoch, team=team)
+            for epoch in range(probing.epochs)
         ),
         fit=lambda: islice(stream(data.train, size, shuffle_seed=seed), max(1, wanted // size)),
         heldout=lambda: stream(data.heldout, batch),

@@ -33,8 +33,12 @@ class Probes(nn.Module):
         widths = [chain.width(block) for block in range(1, chain.depth + 1)]
         self.groups = {width: [k for k, w in enumerate(widths) if w == width] for width in sorted(set(widths))}
         self.norms = nn.ModuleDict({str(w): _Standardise(len(b), w, team) for w, b in self.groups.items()})
-        self.weights = nn.ParameterDict({str(w): torch.zeros(len(b), w, chain.classes) for w, b in self.groups.items()})
-        self.biases = nn.ParameterDict({str(w): torch.zeros(len(b), 1, chain.classes) for w, b in self.groups.items()})
+        self.weights = nn.ParameterDict(
+            {str(w): torch.zeros(len(b), w, chain.classes) for w, b in self.groups.items()}
+        )
+        self.biases = nn.ParameterDict(
+            {str(w): torch.zeros(len(b), 1, chain.classes) for w, b in self.groups.items()}
+        )
 
     def forward(self, pooled: list[Tensor]) -> Tensor:
         """Pooled features of block 1..n, each (B, D_k) → logits (n, B, classes)."""

@@ -49,19 +49,15 @@ METRICS: Mapping[str, Metric] = {
         kind="counter", help="Images that a stage of a cascade answered, from 1.", labels=("route", "stage")
     ),
     "klas_zoo_cascade_stage_seconds": Metric(
-        kind="histogram",
-        help="That a stage of a cascade computed, for a batch.",
-        labels=("route", "stage"),
+        kind="histogram", help="That a stage of a cascade computed, for a batch.", labels=("route", "stage"),
         buckets=_SECONDS,
     ),
     "klas_zoo_cascade_escalated": Metric(
-        kind="gauge",
-        help="Of the last thousand images, the share that went on behind a stage.",
+        kind="gauge", help="Of the last thousand images, the share that went on behind a stage.",
         labels=("route", "stage"),
     ),
     "klas_zoo_cascade_drift": Metric(
-        kind="gauge",
-        help="1 where that share is not compatible with the images that thresholds were fitted on.",
+        kind="gauge", help="1 where that share is not compatible with the images that thresholds were fitted on.",
         labels=("route", "stage"),
     ),
     "klas_zoo_slowdown": Metric(kind="gauge", help="Latencies now, in units of those that were measured."),

@@ -114,4 +114,6 @@ class RegistryPackage:
         return received
 
     def is_copied_to(self, folder: Path) -> bool:
-        return all(f"sha256:{sha256_of(folder / name)}" == layer.digest for name, layer in self.artifact.files.items())
+        return all(
+            f"sha256:{sha256_of(folder / name)}" == layer.digest for name, layer in self.artifact.files.items()
+        )

@@ -30,7 +30,9 @@ class StoredPackage:
     index: Index
 
     @classmethod
-    def find(cls, url: str, name: str | None, version: str | None, options: Mapping[str, Any] | None) -> StoredPackage:
+    def find(
+        cls, url: str, name: str | None, version: str | None, options: Mapping[str, Any] | None
+    ) -> StoredPackage:
         """
         Raises:
             UsageError, RemoteError: see `klas_zoo.sharing.sources.open_source`.

@@ -98,7 +98,9 @@ def _recorded(classifiers: list[nn.Linear], inputs: list[list[Tensor]]) -> Itera
     def recorder(place: list[Tensor]) -> Callable[..., None]:
         return lambda module, arguments: place.append(arguments[0])
 
-    hooks = [one.register_forward_pre_hook(recorder(place)) for one, place in zip(classifiers, inputs, strict=True)]
+    hooks = [
+        one.register_forward_pre_hook(recorder(place)) for one, place in zip(classifiers, inputs, strict=True)
+    ]
     try:
         yield
     finally:

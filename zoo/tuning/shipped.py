@@ -91,7 +91,9 @@ class ShippedSupernet:
         return supernet.eval()
 
 
-def write_shipped(path: Path, supernet: Supernet, chains: Mapping[str, Chain], header: Mapping[str, Any]) -> None:
+def write_shipped(
+    path: Path, supernet: Supernet, chains: Mapping[str, Chain], header: Mapping[str, Any]
+) -> None:
     """Writes a tuned supernet as its difference from the anchors that it was tuned from.
 
     Args:

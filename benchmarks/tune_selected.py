@@ -1,0 +1,205 @@
+"""Tunes on a GPU what compare_selectors.py selected elsewhere: every selector alike, at least 1,000 steps a route.
+
+    python benchmarks/compare_selectors.py --data data/cifar10 --select-only
+    python benchmarks/tune_selected.py --data data/cifar10 --anchors zoo/builtin/deit-micro \
+        --selected benchmarks/results/selectors/deit-micro/selected-*.json --selectors snnet klas --out data/selectors \
+        --steps-per-route 1000 --minutes 9 --processes 6
+    python benchmarks/tune_selected.py --collect data/selectors --results benchmarks/results/selectors/deit-micro
+
+Settings are those of the preset `quick`, which compare_selectors.py uses too: batches of 64 images, anchors tuned
+along, base as it was before as the teacher; the 46,000 training images outside the sample, and all 10,000 test images
+at the end. A process takes one selector and seed after the other, in the order of `--selectors`, as long as another
+fits into `--minutes`. The first ones measure their speed while all run, and if the time is too short for the steps a
+route that were asked for, all take fewer, the same number. An NVIDIA multi-process server, where one runs, lets their
+kernels overlap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import multiprocessing
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from cifar_training import Images, load, load_test, rate_at
+from graphed_tuning import GraphedSteps
+from local_products import local_products
+from tune_supernet import load_chains, macs_of, training_batches
+
+from klas_zoo.initialisation import initialise_stitches
+from klas_zoo.routes import Route
+from klas_zoo.supernet import Supernet
+from klas_zoo.tuning.evaluation import evaluate
+from klas_zoo.tuning.settings import PRESETS
+from klas_zoo.tuning.tuner import Tuner
+
+TRIAL = 300  # steps after which a process knows its speed
+FIT_IMAGES = 2_000
+AFTERWARDS = 25  # seconds for the test images
+ANCHORS = ("tiny", "small", "base")
+RUN_FIELDS = ("seed", "selector", "route", "source", "i", "target", "j", "macs", "bucket", "reason", "top1", "seconds")
+
+
+def work(number: int, jobs: list[dict[str, Any]], waiting: Any, arguments: argparse.Namespace, ends: float) -> None:
+    """One process: job `number` first, then whichever is next."""
+    torch.backends.cudnn.benchmark = True
+    data = load(arguments.data, "cuda")[0], load_test(arguments.data, "cuda")
+    rate = run(jobs[number], data, arguments, ends, number)
+    while True:
+        with waiting.get_lock():
+            place = waiting.value
+            if place >= len(jobs):
+                return
+            steps = arguments.steps_per_route * (len(jobs[place]["stitches"]) + len(ANCHORS))
+            if time.time() + steps / rate + AFTERWARDS > ends:
+                return
+            waiting.value += 1
+        rate = run(jobs[place], data, arguments, ends, None)
+
+
+def run(
+    job: dict[str, Any], data: tuple[Images, Images], arguments: argparse.Namespace, ends: float, number: int | None
+) -> float:
+    """Fits, tunes and scores one selector's stitches; the steps a second it made."""
+    training, test = data
+    seed = job["seed"]
+    chains = load_chains(arguments.anchors, list(ANCHORS), "cuda")
+    rows = {Route.from_json(one["json"]): one for one in job["stitches"]}
+    anchors = [Route.anchor(name, chain.depth) for name, chain in chains.items()]
+    torch.manual_seed(seed)
+    supernet = Supernet(chains, [*anchors, *rows]).to("cuda")
+    order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))[:FIT_IMAGES].to("cuda")
+    initialise_stitches(supernet, Images(training.pixels[order], training.labels[order]).batches(500))
+    closed = evaluate(supernet, supernet.routes, test.batches(500))
+    steps = arguments.steps_per_route * len(supernet.routes)
+    settings = replace(PRESETS["quick"], steps=steps, seed=seed, precision="bf16")
+    tuner = Tuner(supernet, steps, settings)
+    stream = training_batches(training, settings.batch, 0.0, seed, "cuda")
+    started = time.perf_counter()
+    with tuner.running(), local_products():
+        graphs = GraphedSteps(tuner, stream, reuse=2)
+        graphs.capture(supernet.routes)
+        while tuner.done < steps:
+            graphs.step()
+            if tuner.done == TRIAL // 2:
+                torch.cuda.synchronize()
+                half = time.perf_counter()
+            if number is not None and tuner.done == TRIAL:
+                torch.cuda.synchronize()
+                rate = (TRIAL - TRIAL // 2) / (time.perf_counter() - half)
+                share = agreed(number, (ends - AFTERWARDS - time.time()) * rate / (steps - TRIAL), arguments)
+                steps = round(steps * share)
+                tuner.steps = steps
+                schedule(tuner, steps)
+            if tuner.done % 2_000 == 0:
+                spent = time.perf_counter() - started
+                print(
+                    job["selector"], seed, f"{tuner.done} of {steps}, loss {tuner.loss:.3f}, {spent:.0f} s", flush=True
+                )
+    torch.cuda.synchronize()
+    spent = time.perf_counter() - started
+    tuner.finish()
+    top1 = evaluate(supernet, supernet.routes, test.batches(500))
+    macs = macs_of(chains, list(supernet.routes))
+    found = [
+        {
+            "route": str(route), "macs": macs[route], "top1": top1[route], "closed_form": closed[route],
+            **{key: rows[route][key] for key in ("source", "i", "target", "j", "bucket", "reason") if route in rows},
+        }
+        for route in supernet.routes
+    ]  # fmt: skip
+    record = {
+        "seed": seed, "selector": job["selector"], "seconds": round(spent), "steps": steps,
+        "steps_per_route": round(steps / len(supernet.routes)), "rows": found, "hardware": torch.cuda.get_device_name(),
+        "torch": torch.__version__, "date": datetime.date.today().isoformat(),
+    }  # fmt: skip
+    name = f"{job['selector'].replace(' ', '-')}-{seed}.json"
+    (arguments.out / name).write_text(json.dumps(record) + "\n")
+    print(job["selector"], seed, f"{spent:.0f} s, {steps} steps", flush=True)
+    return steps / spent
+
+
+def schedule(tuner: Tuner, steps: int) -> None:
+    """Lets the learning rates come to their end after so many steps."""
+    rates = [lambda step: rate_at(step / steps, tuner.settings.warmup)]
+    tuner.scheduler.lr_lambdas = rates * len(tuner.optimiser.param_groups)
+
+
+def agreed(number: int, share: float, arguments: argparse.Namespace) -> float:
+    """The smallest share of its steps, 0..1, that any of the first processes has time for."""
+    (arguments.out / f"share-{number}").write_text(f"{share}")
+    files = [arguments.out / f"share-{one}" for one in range(arguments.processes)]
+    waited = time.time()
+    while not all(file.exists() and file.read_text() for file in files) and time.time() - waited < 60:
+        time.sleep(0.2)
+    return min([1.0, *(float(file.read_text()) for file in files if file.exists())])
+
+
+def jobs_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Selectors in the order given, all seeds of one before the next."""
+    selections = [json.loads(file.read_text()) for file in arguments.selected]
+    return [
+        {"seed": one["seed"], "selector": selector, "stitches": one["selected"][selector]}
+        for selector in arguments.selectors
+        for one in selections
+        if selector in one["selected"]
+    ]
+
+
+def collect(folder: Path, results: Path) -> None:
+    """Writes `runs.csv` as compare_selectors.py does, from what `--out` holds."""
+    records = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    about = {
+        "family": "deit-micro", "hardware": records[0]["hardware"], "torch": records[0]["torch"],
+        "date": records[0]["date"], "test_images": 10_000, "batch": PRESETS["quick"].batch,
+        "steps_per_route": sorted({record["steps_per_route"] for record in records}),
+    }  # fmt: skip
+    with (results / "runs.csv").open("w", newline="") as file:
+        file.write(f"# {json.dumps(about, sort_keys=True)}\n")
+        writer = csv.DictWriter(file, RUN_FIELDS, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for record in records:
+            common = {key: record[key] for key in ("seed", "selector", "seconds")}
+            writer.writerows({"source": row["route"], **row, **common} for row in record["rows"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--anchors", type=Path)
+    parser.add_argument("--selected", type=Path, nargs="+")
+    parser.add_argument("--selectors", nargs="+", default=["snnet", "klas"])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--steps-per-route", type=int, default=1_000)
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--processes", type=int, default=6)
+    parser.add_argument("--collect", type=Path, metavar="OUT")
+    parser.add_argument("--results", type=Path)
+    arguments = parser.parse_args()
+    if arguments.collect:
+        collect(arguments.collect, arguments.results)
+        return
+    ends = time.time() + 60 * arguments.minutes
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    jobs = jobs_of(arguments)
+    arguments.processes = min(arguments.processes, len(jobs))
+    context = multiprocessing.get_context("spawn")
+    waiting = context.Value("i", arguments.processes)
+    processes = [
+        context.Process(target=work, args=(number, jobs, waiting, arguments, ends))
+        for number in range(arguments.processes)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+
+if __name__ == "__main__":
+    main()
