@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -14,12 +16,14 @@ from torch.nn import functional as F
 
 from klas_zoo.chains import Chain
 from klas_zoo.errors import FamilyError
+from klas_zoo.exporters.to_onnx import export
 from klas_zoo.profiles.macs import chain_cost, count_macs
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
 
 IMAGE = (3, 16, 16)
 CLASSES = 5
+DENSE = {"growth_rate": 16, "block_config": (3, 4, 5, 3), "num_classes": CLASSES}
 
 
 class Pair(nn.Module):
@@ -94,6 +98,25 @@ def test_networks_with_pairs_are_stitched() -> None:
     assert net(torch.randn(2, *IMAGE), net.routes[0]).shape == (2, CLASSES)
 
 
+def test_a_stitch_of_networks_with_bundles_is_exported_and_computes_the_same(tmp_path: Path) -> None:
+    shape = (3, 64, 64)
+    chains = {
+        "dense": Chain.of(drawn(lambda: timm.create_model("densenet121", **DENSE)), shape),
+        "pair": Chain.of(drawn(lambda: TwoStreams(Pair, 1)), shape),
+    }
+    net = Supernet(chains, [Route.stitch("dense", 2, "pair", 1, chains["pair"].depth)]).eval()
+    file = tmp_path / "route.onnx"
+    export(net.network(net.routes[0]), shape, file, metadata={})
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for batch in (1, 3):
+        images = torch.randn(batch, *shape)
+        with torch.inference_mode():
+            expected = net(images, net.routes[0])
+        (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        assert found.shape == (batch, CLASSES)
+        assert torch.allclose(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-5)
+
+
 def test_a_pair_on_two_grids_is_refused_with_a_way_out() -> None:
     sentence = (
         r"^TwoStreams cannot be cut into blocks: up to \d tensors go from one layer to the next, and a seam is one "
@@ -102,9 +125,6 @@ def test_a_pair_on_two_grids_is_refused_with_a_way_out() -> None:
     )
     with pytest.raises(FamilyError, match=sentence):
         Chain.of(drawn(lambda: TwoStreams(UnequalPair, 2)), IMAGE)
-
-
-DENSE = {"growth_rate": 16, "block_config": (3, 4, 5, 3), "num_classes": CLASSES}
 
 
 @pytest.mark.parametrize(
