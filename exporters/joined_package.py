@@ -223,4 +223,3 @@ def _references(
                 )
             logits[one.name] = session.run(every)
     return ReferenceLogits.of_arrays(every, logits)
-

@@ -248,7 +248,7 @@ _REASONS = {
     "adds or compares elements, no products": "mean sum cumsum amax max max_pool2d avg_pool1d avg_pool2d ne eq gt lt",
     "moves, repeats or fills data, no arithmetic": (
         "unflatten reshape_as expand_as pad repeat clone alias repeat_interleave roll zeros ones meshgrid unfold "
-        "index_select gather movedim tile full new_zeros pixel_unshuffle im2col col2im dropout_"
+        "index_select gather movedim tile full new_zeros pixel_unshuffle im2col col2im dropout_ flip one_hot"
     ),
 }
 

@@ -281,10 +281,6 @@ def by_values(net: Refused, maps: Tensor) -> Tensor:
     return net.head(net.block(maps) if maps.sum() > 0 else net.other(maps))
 
 
-def over_a_batch(net: Refused, maps: Tensor) -> Tensor:
-    return torch.cat([net.head(net.block(maps[k : k + 1])) for k in range(maps.shape[0])])
-
-
 def by_a_tuple(net: Refused, maps: Tensor) -> Tensor:
     pair = (maps, maps.relu())
     for _ in range(3):
@@ -298,6 +294,24 @@ def with_shared_weights(net: Refused, maps: Tensor) -> Tensor:
     return net.head(maps)
 
 
+def by_a_number(net: Refused, maps: Tensor) -> Tensor:
+    return net.head(net.block(maps) * float(maps.amax()))
+
+
+def image_by_image(net: Refused, maps: Tensor) -> Tensor:
+    return torch.cat([net.head(net.block(maps[k : k + 1])) for k in range(maps.shape[0])])
+
+
+def a_dictionary(net: Refused, maps: Tensor) -> Tensor:
+    return {"logits": net.head(net.block(maps)), "maps": maps}  # type: ignore[return-value]
+
+
+def all_in_place(net: Refused, maps: Tensor) -> Tensor:
+    for block in (net.block, net.other):
+        maps.add_(block.convolution(maps))
+    return net.head(maps)
+
+
 def two_tensors(net: Refused, maps: Tensor) -> Tensor:
     return net.head(net.other(net.block(maps))), maps  # type: ignore[return-value]
 
@@ -306,9 +320,15 @@ def two_tensors(net: Refused, maps: Tensor) -> Tensor:
     ("body", "sentence"),
     [
         (by_values, r"its forward pass decides by the values of a tensor \(test_cutting.py, line \d+: return net.head"),
-        (over_a_batch, r"cannot be cut into blocks: .* \(test_cutting.py, line \d+: return torch.cat"),
         (by_a_tuple, r"up to \d+ tensors go from one layer to the next, and a seam is one tensor"),
         (with_shared_weights, r"share the weights block\..* Give each block weights of its own \(copy.deepcopy\)"),
+        (by_a_number, r"its forward pass takes a number out of a tensor \(test_cutting.py, line \d+: return net.head"),
+        (image_by_image, r"its forward pass counts the images of a batch one by one \(test_cutting.py, line \d+: "),
+        (a_dictionary, r"^Refused returns a dictionary \(logits, maps\), not logits \(B, classes\): wrap it"),
+        (
+            all_in_place,
+            r"its layers change the features at every seam in place\. Build it with inplace=False, or build",
+        ),
         (two_tensors, r"^Refused returns 2 tensors, not logits \(B, classes\): wrap it"),
     ],
 )
@@ -316,7 +336,7 @@ def test_what_cannot_be_cut_is_refused_with_the_reason_and_a_way_out(body: Any, 
     with pytest.raises(FamilyError, match=sentence) as caught:
         Chain.of(Refused(body).eval(), IMAGE)
     assert "\n" not in str(caught.value)
-    assert body is two_tensors or "klas_zoo.Chain(stem, blocks, head" in str(caught.value)
+    assert body in (two_tensors, a_dictionary) or "klas_zoo.Chain(stem, blocks, head" in str(caught.value)
 
 
 class InPlace(nn.Module):
@@ -340,6 +360,25 @@ def test_there_is_no_seam_where_the_next_block_changes_features_in_place() -> No
             assert torch.equal(features, before)
             features = after
     assert 2 <= chain.depth <= 3
+
+
+def test_tensors_made_for_each_image_are_recorded() -> None:
+    class Made(Own):
+        def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+            maps = self.stem(images)
+            batch = maps.shape[0]
+            table = torch.arange(4.0).expand(batch, 1, 4, -1) + torch.ones(batch, 1, 1, 1).repeat(batch and 1, 1, 4, 4)
+            for block in self.body:
+                maps = block(maps + table * torch.full((batch, 1, 1, 1), 0.5) + table.new_zeros(batch, 6, 4, 4))
+            return self.classifier(maps.mean((2, 3)))
+
+    expand, ones = torch.Tensor.expand, torch.ones
+    model = Made(Residual(6), Residual(6), Residual(6)).eval()
+    chain = Chain.of(model, IMAGE)
+    assert chain.depth == 3
+    assert all(same(chain, model, batch=batch) for batch in (1, 2, 5))
+    assert (torch.Tensor.expand, torch.ones) == (expand, ones)
+    assert "expand" not in vars(torch.Tensor)
 
 
 def test_a_network_that_depends_on_how_many_images_there_are_is_refused() -> None:

@@ -13,13 +13,16 @@ from typing import Any
 import made_up
 import packages
 import pytest
+import timm
 import torch
 from conftest import TINY_FAMILY
 from test_cli import run
+from torch import Tensor, nn
 from toys import write_images
 
 from klas_zoo.building import tuned
 from klas_zoo.building.package_sources import choose, provenance_of, tuned_source
+from klas_zoo.chains import Chain
 from klas_zoo.errors import DamagedPackage, UsageError, WeightsError
 from klas_zoo.exporters.family import PackageSource, VerificationImages, export_family
 from klas_zoo.exporters.manifest import FamilyFacts, PackagedRoute
@@ -138,6 +141,50 @@ def test_a_kept_file_that_is_damaged_or_of_other_anchors_is_refused(tmp_path: Pa
         found.load(tiny_family.chains)
 
 
+class Part(nn.Module):
+    """A stem or a head as cuts written by hand once held it."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.part(features)
+
+
+def test_a_supernet_under_an_earlier_versions_names_is_refused_with_both_names(place: Path, tmp_path: Path) -> None:
+    family = load_family(read_family(place / "family.toml"), random_weights=True, seed=5)
+    former = {
+        name: Chain(
+            Part(chain.stem), chain.blocks, Part(chain.head),
+            input_shape=chain.input_shape, layout=chain.layouts, pool=chain.pool,
+        )
+        for name, chain in family.chains.items()
+    }  # fmt: skip
+    keep(tmp_path / "registry", replace(family, chains=former))
+    code, out, error = export(place, tmp_path / "package", "--registry", tmp_path / "registry")
+    assert (code, out) == (1, "")
+    error = error.strip().splitlines()[-1]  # what is said before is of what was asked for
+    assert "holds this family's tuned supernet under tensor names of an earlier klas-zoo" in error
+    assert re.search(r"\(chains\.anchor_float\.head\.part\.[\w.]+, here chains\.anchor_float\.head\.[\w.]+\)", error)
+    assert "engines built from it still run; to export or tune further, build the family again" in error
+    assert not (tmp_path / "package").exists()
+
+
+def test_a_supernet_of_networks_of_the_same_depth_but_another_width_is_no_earlier_name(
+    tmp_path: Path, tiny_family: Family
+) -> None:
+    keep(tmp_path, tiny_family)
+    found = tuned.find(tmp_path, "tiny-vits")
+    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "num_classes": tiny_family.num_classes}
+    others = {
+        name: Chain.of(timm.create_model("deit_tiny_patch16_224", depth=chain.depth, **sizes).eval(), (3, 16, 16))
+        for name, chain in tiny_family.chains.items()
+    }
+    with pytest.raises(WeightsError, match="is not the supernet of this family: build it again"):
+        found.load(others)
+
+
 def test_a_package_is_exported_and_verified_and_tells_where_it_comes_from(place: Path, tmp_path: Path) -> None:
     code, out, error = export(place, tmp_path / "package", "--json")
     assert code == 0, error
@@ -193,9 +240,7 @@ def test_the_full_provenance_is_an_option(place: Path, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_routes_are_chosen_by_name_frontier_or_latency(
-    options: dict[str, Any], kept: list[str], place: Path
-) -> None:
+def test_routes_are_chosen_by_name_frontier_or_latency(options: dict[str, Any], kept: list[str], place: Path) -> None:
     _, source = tuned_source(str(place / "family.toml"), place / "registry", None)
     assert [one.name for one in choose(source, **options).routes] == kept
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from toys import IMAGE, random_batches, three_chains
 
 from klas_zoo.errors import WeightsError
@@ -92,6 +93,24 @@ def test_a_supernet_of_other_anchors_is_refused(tmp_path: Path) -> None:
     write_shipped(file, tuned(), of.chains, header(of))
     with pytest.raises(WeightsError, match="was tuned from other weights than these anchors have: pass --preset quick"):
         ShippedSupernet.read(file).load(of.chains, {**of.anchor_fingerprints, "tiny": "another"})
+
+
+@pytest.mark.parametrize("kind", ["delta", "bias"])
+def test_a_file_with_an_earlier_versions_tensor_names_is_refused(tmp_path: Path, kind: str) -> None:
+    of, file = family(), tmp_path / "supernet.safetensors"
+    write_shipped(file, tuned(), of.chains, header(of))
+    stored = load_file(file)
+    renamed = {
+        name.replace(".head.", ".head.part.") if name.endswith((kind, "scale")) else name: one
+        for name, one in stored.items()
+    }
+    assert renamed.keys() != stored.keys()
+    with safetensors.safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    save_file(renamed, file, metadata)
+    with pytest.raises(WeightsError, match="is not the supernet of this family: install klas-zoo again") as caught:
+        ShippedSupernet.read(file).load(of.chains, of.anchor_fingerprints)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"no tensors at all"])

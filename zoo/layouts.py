@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 Shape = tuple[int, ...]
+Kind = Literal["tokens", "maps", "nhwc"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,10 @@ def mismatch(source: Layout, target: Layout) -> str:
     if source.grid == target.grid:
         return ""
     # how the tokens lie does not matter to other tokens, one by one they are the same
-    if source.kind == target.kind == "tokens" and source.vectors == target.vectors and 1 in map(
-        len, (source.grid, target.grid)
+    if (
+        source.kind == target.kind == "tokens"
+        and source.vectors == target.vectors
+        and 1 in map(len, (source.grid, target.grid))
     ):
         return ""
     return f"features {source} and {target} do not lie on one grid"

@@ -4,8 +4,9 @@ A block is what the network's author repeats: the module of a class that stands 
 row between two seams (a transformer block, a residual block), not the stage around it, and not the
 convolutions inside it. What only shrinks the grid between stages (patch merging, a strided
 convolution of its own) belongs to the block behind it, so that features after a block have the
-resolution of the block's own stage. Networks without such modules are cut at their layers, and
-these are grouped into blocks of even cost.
+resolution of the block's own stage; where blocks are few and whole stages it is one of its own.
+Networks without such modules are cut at their layers, and these are grouped into blocks of even
+cost.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from klas_zoo.cutting.recording import CONTAINERS, Call, Recording
+from klas_zoo.cutting.recording import CONTAINERS, Call, Recording, concatenated
 from klas_zoo.cutting.seams import has_parts, work_before
 from klas_zoo.layouts import Layout
 
 MOST = 64
 """More blocks than this are grouped: the candidates for stitches grow with the square."""
+FEW = 8
+"""In a chain of fewer blocks, what shrinks the grid inside a stage may be a block of its own."""
 SMALLEST = 0.25
 """A layer with less work than this share of the mean belongs to the block before it."""
 _STEM = 1 / 3  # a module that reads the images and does no more of the work is the stem, as a whole
@@ -55,9 +58,11 @@ def choose_blocks(recording: Recording, seams: Mapping[fx.Node, Layout]) -> list
     """
     places = _Places(recording, seams)
     units = _units(places.root)
-    bounds = _bounds(units, places) if len(units) > 1 and _cover(units, places) else _layers(places)
-    bounds = _grouped(bounds, places)
-    return [list(seams)[one - 1] for one in bounds]
+    if len(units) > 1 and _cover(units, places):
+        bounds = _entered(_bounds(units, places), units, places)
+    else:
+        bounds = _layers(places)
+    return [list(seams)[one - 1] for one in _grouped(bounds, places)]
 
 
 class _Places:
@@ -85,9 +90,9 @@ class _Places:
             return None
         read: list[fx.Node] = []
         fx.node.map_arg((call.args, call.kwargs), read.append)
-        inputs = {node for node in read if recording.values[node].data}
+        inputs = {recording.slices.get(node, node) for node in read if recording.values[node].data}
         first = self.number.get(inputs.pop(), -1) if len(inputs) == 1 else -1
-        last = self.number.get(call.result, -1)
+        last = self.number.get(_bundle_of(call.result, recording), -1)
         if first < 0 or last <= first:
             return None
         return _Section(call, first, last, self.work[last] - self.work[first])
@@ -95,6 +100,19 @@ class _Places:
     def shrinks(self, first: int, last: int) -> bool:
         """Whether the grid after one seam is larger than at a later one."""
         return self.cells[first] > self.cells[last]
+
+
+def _bundle_of(result: fx.Node, recording: Recording) -> fx.Node:
+    """The bundle that a module's result is part of, together with what was there before it; else the result."""
+    for user in result.users:
+        others = set(user.all_input_nodes) - {result}
+        if concatenated(user) and (user in recording.bundles or _all_bundled(others, recording)):
+            return user
+    return result
+
+
+def _all_bundled(nodes: set[fx.Node], recording: Recording) -> bool:
+    return bool(nodes) and all(node in recording.bundles or node in recording.slices for node in nodes)
 
 
 def _units(root: _Section) -> list[_Section]:
@@ -114,7 +132,13 @@ def _units(root: _Section) -> list[_Section]:
 
 
 def _cover(units: list[_Section], places: _Places) -> bool:
-    """Whether units do most of the work between the first and the last of them, and enough of the whole."""
+    """Whether units do most of the work between the first and the last of them, and enough of the whole.
+
+    A row of layers (VGG's) that a container holds is no unit, however much it does.
+    """
+    rows = [one for one in units if one.kind in CONTAINERS and one.last - one.first > 1]
+    if len(units) < 4 and any(one.work > places.root.work / 2 for one in rows):
+        return False
     done = sum(one.work for one in units)
     between = places.work[units[-1].last] - places.work[units[0].first]
     return done >= between / 2 and (len(units) >= 4 or done >= places.root.work / 5)
@@ -178,6 +202,22 @@ def _layers(places: _Places) -> list[int]:
         elif len(bounds) > 1 and not places.shrinks(bounds[-1], number):
             bounds[-1] = number  # an activation, a norm: with the layer before it
     return bounds if len(bounds) > 1 else [1, last]
+
+
+def _entered(bounds: list[int], units: list[_Section], places: _Places) -> list[int]:
+    """With a further seam behind what shrinks the grid inside a unit, where there are few and most do so.
+
+    Units that are whole stages (GCViT's) could not be entered on their own grids otherwise.
+    """
+    found: dict[int, int] = {}  # the end of a block to where its features get its grid
+    for one in units:
+        for part in one.below():
+            begins = part.first == one.first and part.last < one.last and one.work <= 16 * part.work <= 8 * one.work
+            if begins and places.shrinks(part.first, part.last) and not places.shrinks(part.last, one.last):
+                found.setdefault(one.last, part.last)
+    if len(bounds) - 1 >= FEW or len(found) < len(units) / 2:
+        return bounds
+    return sorted({*bounds, *(seam for end, seam in found.items() if end in bounds[1:])})
 
 
 def _grouped(bounds: list[int], places: _Places) -> list[int]:

@@ -3,19 +3,20 @@
 Shapes do not say which axis holds the channels; the layers that read a value do, and those that
 made it. How many prefix tokens there are, and on which grid the others lie, timm's models state in
 `num_prefix_tokens` and `patch_embed.grid_size`; of other networks it shows where maps are flattened
-into tokens. Whatever is stated is checked against the shape.
+into tokens, and where tokens that depend on no image are joined to others. Whatever is stated is checked
+against the shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
 from torch import fx, nn
 from torch.nn import functional as F
 
-from klas_zoo.cutting.recording import Recording
+from klas_zoo.cutting.recording import Recording, concatenated
 from klas_zoo.layouts import Layout, Shape
 
 _FAR = 8  # operations between a seam and a layer that knows its channels
@@ -34,9 +35,7 @@ def layouts_of(recording: Recording, seams: tuple[fx.Node, ...]) -> dict[fx.Node
     for node in seams:
         shape = recording.values[node].shape
         assert shape is not None
-        last = _channels_last(recording, node)
-        if last is None:
-            last = _by_shape(shape[1:])
+        last = recording.bundles[node] != "maps" if node in recording.bundles else channels_last(recording, node)
         if len(shape) == 4:
             found[node] = Layout.of_nhwc(shape[1:]) if last else Layout.of_maps(shape[1:])
         elif last:
@@ -45,16 +44,16 @@ def layouts_of(recording: Recording, seams: tuple[fx.Node, ...]) -> dict[fx.Node
 
 
 def with_grids(recording: Recording, bounds: dict[fx.Node, Layout]) -> list[Layout]:
-    """The same layouts with the grids of tokens, where these are known to lie row by row."""
-    grids = _grids(recording)
-    if _scrambled(recording, next(iter(bounds))):
-        grids = {}
+    """The same layouts with the prefix tokens that are joined to others, and with grids where tokens lie row by row."""
+    grids = {} if _scrambled(recording, next(iter(bounds))) else _grids(recording)
+    joined = _prefixes(recording, grids, next(iter(bounds.values())).prefix)
     found = []
     for layout in bounds.values():
         if layout.kind == "tokens":
             total = layout.vectors
             # a prefix may join only later in the network: believe it where the rest is a grid
-            prefix = next((p for p in (layout.prefix, 0) if total - p in grids), layout.prefix)
+            stated = (layout.prefix, joined.get(total, 0), 0)
+            prefix = next((p for p in stated if total - p in grids), layout.prefix or joined.get(total, 0))
             shape = (total, layout.width)
             found.append(Layout.of_tokens(shape, grid=grids.get(total - prefix), prefix=prefix))
         else:
@@ -71,13 +70,15 @@ def _by_shape(shape: Shape) -> bool:
     return len(shape) == 2 or (shape[0] == shape[1] != shape[2])
 
 
-def _channels_last(recording: Recording, node: fx.Node) -> bool | None:
-    """What the layers around a value say; None where they say nothing, or not the same."""
+def channels_last(recording: Recording, node: fx.Node) -> bool:
+    """What the layers around tokens or maps say; where they say nothing, or not the same, what the shape does."""
     for users in (True, False):
         votes = set(_votes(recording, node, users))
         if len(votes) == 1:
             return votes.pop()
-    return None
+    shape = recording.values[node].shape
+    assert shape is not None
+    return _by_shape(shape[1:])
 
 
 def _votes(recording: Recording, node: fx.Node, users: bool) -> Iterator[bool]:
@@ -141,6 +142,30 @@ def _grids(recording: Recording) -> dict[int, Shape]:
                 found.setdefault(after[2], before[2:])
             if after[1:] == (before[1] * before[2], before[3]):
                 found.setdefault(after[1], before[1:3])
+    return found
+
+
+def _prefixes(recording: Recording, grids: Mapping[int, Shape], stated: int) -> dict[int, int]:
+    """P + N → P, of tokens in front of which others are joined: a class token, say, that no image has a part in.
+
+    Networks that pool their tokens between stages take such a prefix off and join it again (PiT).
+    """
+    found: dict[int, int] = {}
+    known = {stated} - {0}
+    for node in recording.nodes:
+        joined = concatenated(node)
+        if joined is None or joined[1] not in (1, -2):
+            continue
+        values = [recording.values[one] for one in joined[0]]
+        lengths = [one.shape[1] for one in values if one.shape is not None and len(one.shape) == 3]
+        if len(lengths) < len(values) or not values[-1].data:
+            continue
+        prefix = sum(lengths[:-1])
+        if not any(one.data for one in values[:-1]):
+            known.add(prefix)
+        elif prefix not in known or lengths[-1] not in grids:
+            continue
+        found.setdefault(sum(lengths), prefix)
     return found
 
 

@@ -6,14 +6,16 @@ import linecache
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
 
 from klas_zoo.cutting.blocks import choose_blocks
+from klas_zoo.cutting.bundles import bundle
 from klas_zoo.cutting.features import layouts_of, with_grids
+from klas_zoo.cutting.patches import token_grid
 from klas_zoo.cutting.recording import Recording, record, version_of
 from klas_zoo.cutting.seams import Seams, find_seams
 from klas_zoo.cutting.segments import NeedsMore, segment_modules
@@ -46,9 +48,25 @@ def cut(model: nn.Module, example: Tensor, *, training: bool) -> Parts:
         FamilyError: the network cannot be recorded, has no seams or cannot be cut at them.
         Exception: what the network itself raises on such images.
     """
-    name = type(model).__name__
     # a batch of one hides what depends on its size
     images = torch.cat([example, example]) if len(example) == 1 else example
+    recording = _recorded(model, images)
+    bundle(recording)
+    try:
+        return _parts(recording, model, images, training)
+    except _OtherLogits:
+        if not recording.bundles:
+            raise
+    # slices of a bundle lie elsewhere in memory, and some of torch's kernels round otherwise then
+    return _parts(_recorded(model, images), model, images, training)
+
+
+class _OtherLogits(FamilyError):
+    """The parts compute something else than the network."""
+
+
+def _recorded(model: nn.Module, images: Tensor) -> Recording:
+    name = type(model).__name__
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -58,8 +76,23 @@ def cut(model: nn.Module, example: Tensor, *, training: bool) -> Parts:
         raise FamilyError(f"{name} cannot be cut into blocks: {_reason(error)}. Change that, or {BY_HAND}.") from error
     logits = recording.nodes[-1].args[0]
     if not isinstance(logits, fx.Node):
-        kind = type(logits).__name__ if not isinstance(logits, (tuple, list)) else f"{len(logits)} tensors"
-        raise FamilyError(f"{name} returns {kind}, not logits (B, classes): wrap it in a module that returns those.")
+        raise FamilyError(
+            f"{name} returns {_kind(logits)}, not logits (B, classes): wrap it in a module that returns those."
+        )
+    return recording
+
+
+def _kind(results: object) -> str:
+    """What a network returns instead of one tensor, in words: a recording holds classes of its own for some."""
+    if isinstance(results, dict):
+        return f"a dictionary ({', '.join(map(str, results))})"
+    if isinstance(results, (tuple, list)):
+        return f"{len(results)} tensors"
+    return "nothing" if results is None else f"a {type(results).__name__}"
+
+
+def _parts(recording: Recording, model: nn.Module, images: Tensor, training: bool) -> Parts:
+    name = type(model).__name__
     seams = find_seams(recording)
     nodes = layouts_of(recording, seams.nodes)
     while len(nodes) > 1:
@@ -74,7 +107,7 @@ def cut(model: nn.Module, example: Tensor, *, training: bool) -> Parts:
             ) from error
         written = _compare(model, modules, images)
         if not written:
-            layouts = with_grids(recording, {node: nodes[node] for node in bounds})
+            layouts = _with_orders(with_grids(recording, {node: nodes[node] for node in bounds}), modules[0], images)
             _set_mode(modules, model, training)
             return Parts(modules[0], modules[1:-1], modules[-1], tuple(layouts), _pool(model, layouts))
         spoilt = {bounds[number] for number in written}
@@ -87,6 +120,15 @@ def cut(model: nn.Module, example: Tensor, *, training: bool) -> Parts:
     raise FamilyError(_no_seams(name, recording, seams))
 
 
+def _with_orders(layouts: list[Layout], stem: nn.Module, images: Tensor) -> list[Layout]:
+    """Tokens on no known grid, on the one on which the stem puts them where that shows; as many tokens stay there."""
+    first = layouts[0]
+    if first.kind != "tokens" or len(first.grid) == 2:
+        return layouts
+    grid = token_grid(stem, images, first)
+    return [replace(one, grid=grid) if grid and one.grid == first.grid else one for one in layouts]
+
+
 def _compare(model: nn.Module, modules: list[nn.Module], like: Tensor) -> list[int]:
     """Runs model and parts on another image than those that were recorded, and on one instead of several.
 
@@ -94,7 +136,7 @@ def _compare(model: nn.Module, modules: list[nn.Module], like: Tensor) -> list[i
         The numbers of the seams whose features the part behind them changes in place.
 
     Raises:
-        FamilyError: their logits differ.
+        _OtherLogits: their logits differ.
     """
     images = torch.randn(1, *like.shape[1:], device=like.device, dtype=like.dtype, generator=_generator(like))
     written = []
@@ -108,7 +150,7 @@ def _compare(model: nn.Module, modules: list[nn.Module], like: Tensor) -> list[i
             features = result
         expected = model(images.clone())
     if not written and not images.is_meta and not torch.equal(features.nan_to_num(), expected.nan_to_num()):
-        raise FamilyError(
+        raise _OtherLogits(
             f"{type(model).__name__} cannot be cut into blocks: what was recorded for {len(like)} images is not what "
             f"it computes for {len(images)} others (its forward pass may depend on how many there are, or be random); "
             f"{BY_HAND}."

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.fx.proxy import TraceError
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+
+from klas_zoo.cutting.counting import Counting
+from klas_zoo.cutting.keeping import unchanged
+from klas_zoo.cutting.sizes import counted_by_images
+from klas_zoo.layouts import Kind
 
 CONTAINERS = (nn.Sequential, nn.TransformerEncoder)
 _AS_THEY_ARE = {"dim", "ndimension", "is_floating_point", "is_complex", "is_contiguous", "element_size", "get_device"}
@@ -75,7 +76,13 @@ class Value:
 
 @dataclass(eq=False)
 class Recording:
-    """A recorded network: `graph` from its only placeholder, the images, to its logits."""
+    """A recorded network: `graph` from its only placeholder, the images, to its logits.
+
+    Attributes:
+        bundles: values that the network itself does not compute: tensors that go side by side from block to
+            block, concatenated, with their layout's kind. `bundles` puts them in.
+        slices: the parts of these, each with its bundle.
+    """
 
     model: nn.Module
     graph: fx.Graph
@@ -83,6 +90,8 @@ class Recording:
     calls: list[Call]
     batch: int
     failures: list[tuple[str, Exception]] = field(default_factory=list)
+    bundles: dict[fx.Node, Kind] = field(default_factory=dict)
+    slices: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -99,7 +108,7 @@ def record(model: nn.Module, example: Tensor) -> Recording:
     """
     recorder = _Recorder(example)
     root = _Root(model)
-    with torch.no_grad(), _unchanged(model) as changed:
+    with torch.no_grad(), counted_by_images(), unchanged(model) as changed:
         graph = recorder.trace(root)
         keep = {id(part) for part in changed()}
     for call in recorder.calls:
@@ -155,6 +164,13 @@ class _Proxy(fx.Proxy):
             raise TraceError("its forward pass decides by the values of a tensor")
         return bool(self._concrete)
 
+    def __index__(self) -> int:
+        if self.tracer.values[self.node].batch:  # type: ignore[attr-defined]
+            raise TraceError("its forward pass counts the images of a batch one by one")
+        raise TraceError("its forward pass takes a number out of a tensor")
+
+    __int__ = __float__ = __complex__ = __index__
+
     def __len__(self) -> int:
         if isinstance(self._concrete, Tensor) and self.tracer.depends_on_batch(self.node):  # type: ignore[attr-defined]
             raise TraceError("its forward pass takes len() of a batch (x.shape[0] can be recorded)")
@@ -188,7 +204,7 @@ class _Recorder(fx.Tracer):
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **options: Any
     ) -> Any:
         arguments = self.create_arg(args), self.create_arg(kwargs)
-        with _Counting() as counting:
+        with Counting() as counting:
             before = _versions((args, kwargs))
             concrete = self._execute(kind, target, args, kwargs)
         node = self.create_node(kind, target, *arguments, *rest[:2])
@@ -291,22 +307,15 @@ class _Recorder(fx.Tracer):
         del self.calls[calls:]
 
 
-class _Counting(TorchDispatchMode):
-    """Counts multiply-adds of products and convolutions, and for every operation the elements it writes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.work = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.work += formula(*args, **(kwargs or {}), out_val=out) // 2
-        elif "scaled_dot_product" in str(func):
-            self.work += 2 * prod(args[0].shape) * args[1].shape[-2]
-        self.work += sum(one.numel() for one in (out if isinstance(out, tuple) else (out,)) if isinstance(one, Tensor))
-        return out
+def concatenated(node: fx.Node) -> tuple[list[fx.Node], int] | None:
+    """What a node concatenates, and along which axis; None where it does something else."""
+    if node.op != "call_function" or node.target not in (torch.cat, torch.concat, torch.concatenate):
+        return None
+    given = dict(zip(("tensors", "dim"), node.args, strict=False)) | node.kwargs
+    tensors, axis = given["tensors"], given.get("dim", given.get("axis", 0))
+    if not isinstance(axis, int) or not isinstance(tensors, (list, tuple)):
+        return None
+    return [one for one in tensors if isinstance(one, fx.Node)], axis
 
 
 def version_of(tensor: Tensor) -> int:
@@ -325,38 +334,3 @@ def _versions(arguments: Any) -> list[tuple[_Proxy, int]]:
 
     map_aggregate(arguments, note)
     return found
-
-
-@contextmanager
-def _unchanged(model: nn.Module) -> Iterator[Callable[[], list[nn.Module]]]:
-    """Restores what modules keep in plain attributes: a cache filled while recording would hold proxies.
-
-    Gives a function that names the modules which do hold proxies. What they keep in evaluation
-    (timm's LeViT keeps biases it looked up) would outlive weights that are loaded or tuned later, so
-    that such modules are not called as a whole: their operations stand in the graph instead.
-    """
-    kept = [(part, {k: _copy(v) for k, v in vars(part).items()}) for part in model.modules()]
-    try:
-        yield lambda: [part for part, _ in kept if any(map(_holds_proxies, vars(part).values()))]
-    finally:
-        for part, before in kept:
-            attributes = vars(part)
-            for name, value in before.items():
-                now: Any = attributes.get(name)
-                if type(value) in (dict, list, set) and type(now) is type(value):
-                    now.clear()
-                    now.extend(value) if isinstance(now, list) else now.update(value)
-                else:
-                    attributes[name] = value
-            for name in attributes.keys() - before.keys():
-                del attributes[name]
-
-
-def _holds_proxies(value: Any) -> bool:
-    if type(value) in (dict, list, tuple, set):
-        return any(map(_holds_proxies, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, fx.Proxy)
-
-
-def _copy(value: Any) -> Any:
-    return value.copy() if type(value) in (dict, list, set) else value
