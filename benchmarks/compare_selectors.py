@@ -303,22 +303,24 @@ def done(file: Path, *keys: str) -> set[tuple[str, ...]]:
 
 
 def write_selected(job: Job, selectors: Sequence[str], measured: Measurements, file: Path) -> None:
-    """What every selector chose, for tune_selected.py."""
-    chosen = {
-        selector: [
-            {
-                "json": one.route.to_json(), "source": one.source, "i": one.i, "target": one.target, "j": one.j,
-                "bucket": one.bucket, "reason": one.reason,
-            }
-            for one in stitches_of(job, selector, measured)
-        ]
-        for selector in selectors
-        if selector not in ("warm-up", "all")
+    """What every selector chose, and all candidates with their scores, for tune_selected.py."""
+    names = ["all", *(name for name in selectors if name not in ("warm-up", "all"))]
+    chosen = {name: [_as_json(one) for one in stitches_of(job, name, measured)] for name in names}
+    for name in selectors:
+        if name in SELECTORS and find_selector(name).formula:
+            found = scores_of(job, name, measured)
+            for one in chosen["all"]:
+                one[f"score {name}"] = found.get(str(Route.from_json(one["json"])), "")
+    for name, routes in chosen.items():
+        print(f"{job.family.name} seed {job.seed} {name}: {len(routes)} stitches", flush=True)
+    file.write_text(json.dumps({"seed": job.seed, "selected": chosen}) + "\n")
+
+
+def _as_json(one: Candidate) -> dict[str, Any]:
+    return {
+        "json": one.route.to_json(), "source": one.source, "i": one.i, "target": one.target, "j": one.j,
+        "bucket": one.bucket, "reason": one.reason,
     }  # fmt: skip
-    for selector, routes in chosen.items():
-        print(f"{job.family.name} seed {job.seed} {selector}: {len(routes)} stitches", flush=True)
-    macs = {str(route): job.macs(route) for route in job.anchors}
-    file.write_text(json.dumps({"seed": job.seed, "anchors": macs, "selected": chosen}) + "\n")
 
 
 def run_family(name: str, arguments: argparse.Namespace) -> None:

@@ -77,6 +77,11 @@ def run(
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))[:FIT_IMAGES].to("cuda")
     initialise_stitches(supernet, Images(training.pixels[order], training.labels[order]).batches(500))
     closed = evaluate(supernet, supernet.routes, test.batches(500))
+    if job["selector"] == "all":  # candidates, as they are before tuning
+        macs = macs_of(chains, list(supernet.routes))
+        found = [{**rows.get(r, {}), "route": str(r), "macs": macs[r], "top1": closed[r]} for r in supernet.routes]
+        (arguments.out / f"all-{seed}.json").write_text(json.dumps({"seed": seed, "rows": found}) + "\n")
+        return float("inf")
     steps = arguments.steps_per_route * len(supernet.routes)
     settings = replace(PRESETS["quick"], steps=steps, seed=seed, precision="bf16")
     tuner = Tuner(supernet, steps, settings)
@@ -141,32 +146,46 @@ def agreed(number: int, share: float, arguments: argparse.Namespace) -> float:
     return min([1.0, *(float(file.read_text()) for file in files if file.exists())])
 
 
-def jobs_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def jobs_of(arguments: argparse.Namespace, selectors: list[str]) -> list[dict[str, Any]]:
     """Selectors in the order given, all seeds of one before the next."""
     selections = [json.loads(file.read_text()) for file in arguments.selected]
     return [
         {"seed": one["seed"], "selector": selector, "stitches": one["selected"][selector]}
-        for selector in arguments.selectors
+        for selector in selectors
         for one in selections
         if selector in one["selected"]
     ]
 
 
 def collect(folder: Path, results: Path) -> None:
-    """Writes `runs.csv` as compare_selectors.py does, from what `--out` holds."""
-    records = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    """Writes `runs.csv` and `candidates.csv` as compare_selectors.py does, from what `--out` holds."""
+    files = sorted(folder.glob("*.json"))
+    records = [json.loads(file.read_text()) for file in files if not file.name.startswith("all-")]
     about = {
         "family": "deit-micro", "hardware": records[0]["hardware"], "torch": records[0]["torch"],
         "date": records[0]["date"], "test_images": 10_000, "batch": PRESETS["quick"].batch,
         "steps_per_route": sorted({record["steps_per_route"] for record in records}),
     }  # fmt: skip
-    with (results / "runs.csv").open("w", newline="") as file:
-        file.write(f"# {json.dumps(about, sort_keys=True)}\n")
-        writer = csv.DictWriter(file, RUN_FIELDS, restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        for record in records:
-            common = {key: record[key] for key in ("seed", "selector", "seconds")}
-            writer.writerows({"source": row["route"], **row, **common} for row in record["rows"])
+    runs = [
+        {"source": row["route"], **row, **{key: record[key] for key in ("seed", "selector", "seconds")}}
+        for record in records
+        for row in record["rows"]
+    ]
+    candidates = [
+        {"source": row["route"], **row, "seed": record["seed"]}
+        for record in (json.loads(file.read_text()) for file in files if file.name.startswith("all-"))
+        for row in record["rows"]
+    ]
+    scores = dict.fromkeys(name for row in candidates for name in row if name.startswith("score "))
+    for name, fields, rows in (
+        ("runs.csv", RUN_FIELDS, runs),
+        ("candidates.csv", ("seed", *RUN_FIELDS[2:-1], *scores), candidates),
+    ):
+        with (results / name).open("w", newline="") as file:
+            file.write(f"# {json.dumps(about, sort_keys=True)}\n")
+            writer = csv.DictWriter(file, fields, restval="", extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def main() -> None:
@@ -187,10 +206,12 @@ def main() -> None:
         return
     ends = time.time() + 60 * arguments.minutes
     arguments.out.mkdir(parents=True, exist_ok=True)
-    jobs = jobs_of(arguments)
+    jobs = jobs_of(arguments, arguments.selectors)
     arguments.processes = min(arguments.processes, len(jobs))
     context = multiprocessing.get_context("spawn")
     waiting = context.Value("i", arguments.processes)
+    for job in jobs_of(arguments, ["all"]):
+        run(job, (load(arguments.data, "cuda")[0], load_test(arguments.data, "cuda")), arguments, ends, None)
     processes = [
         context.Process(target=work, args=(number, jobs, waiting, arguments, ends))
         for number in range(arguments.processes)
