@@ -40,12 +40,14 @@ class SearchSettings:
         measure: of confidence.
         shares: of the images that reach a stage and go on, 0..1 each; triples use every other one.
         triples: also cascades of three stages.
+        continuing: only cascades in which a stage continues from the one before.
         most: how many cascades are kept on each of the two frontiers; None: all.
     """
 
     measure: Measure = "probability"
     shares: Sequence[float] = GRID
     triples: bool = True
+    continuing: bool = False
     most: int | None = None
 
 
@@ -84,6 +86,8 @@ def search(
     temperatures = temperatures_of(heldout)
     searcher = _Searcher(heldout, costs, shared, settings, temperatures)
     candidates = [*searcher.pairs(), *(searcher.triples() if settings.triples else ())]
+    if settings.continuing:
+        candidates = [one for one in candidates if any(one.shared)]
     statics = [
         _Candidate(costs.routes[route], costs.routes[route], heldout.top1(route), (route,), (0,), ())
         for route in heldout.logits
