@@ -77,7 +77,8 @@ def picture_of(marks: Sequence[Mark], *, title: str, subtitle: str, axis: str, i
         draw_intervals(axes, *_places(some), [top1_interval(one.top1, images) for one in some], colour)
     axes.margins(x=0.06)
     for one in anchors:
-        name_mark(axes, one.name, one.latency_ms, one.top1)
+        beaten = any(other.latency_ms <= one.latency_ms and other.top1 > one.top1 for other in marks)
+        name_mark(axes, one.name, one.latency_ms, one.top1, beaten=beaten)
     axes.set_xlabel(axis)
     axes.set_ylabel(f"top-1, % of {images:,} test images")
     add_legend(figure)

@@ -88,12 +88,18 @@ def scale_costs(axes: Axes, costs: Sequence[float]) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def name_mark(axes: Axes, name: str, x: float, y: float) -> None:
-    """A name beside a mark, on the side of it where there is room."""
+def name_mark(axes: Axes, name: str, x: float, y: float, *, beaten: bool = False) -> None:
+    """A name beside a mark, on the side of it where there is room.
+
+    Args:
+        beaten: whether something faster is more accurate: then its line passes above the mark.
+    """
     low, high = axes.get_xlim()
     place = axes.transLimits.transform(axes.transScale.transform((x, y)))[0]
     left = place > 0.75 and high > low
+    above = left and not beaten
     axes.annotate(
-        textwrap.fill(literal(name), 24), (x, y), textcoords="offset points", xytext=(-8, 5) if left else (9, -4),
-        ha="right" if left else "left", va="bottom" if left else "top", fontsize=9, weight="bold", color=INK, zorder=6,
+        textwrap.fill(literal(name), 24), (x, y), textcoords="offset points",
+        xytext=(-8 if left else 9, 5 if above else -4),
+        ha="right" if left else "left", va="bottom" if above else "top", fontsize=9, weight="bold", color=INK, zorder=6,
     )  # fmt: skip
