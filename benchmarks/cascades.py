@@ -9,6 +9,7 @@ test images: three quarters of the 4,000 embedded training images, drawn anew fo
 measured on test images, of which none decides anything. Compared are, each by its frontier on held-out images:
 
     static             the routes of the supernet that ships
+    plain anchors as they came    cascades of two anchors that were not tuned together with the others
     plain anchors      cascades of two anchors
     plain              cascades of two routes that start anew
     plain triples of anchors
@@ -73,7 +74,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """The family with its shipped weights, and with the tuned weights of all anchors; logits of both."""
+    """The family as it ships, with the tuned weights of all anchors, and its anchors as they came; logits of each."""
 
     costs: Costs
     heldout: dict[str, RouteOutputs]
@@ -95,6 +96,7 @@ def open_bench(data: Path | None, cache: Path | None) -> Bench:
     nets = {"shipped": shipped.load(family.chains, family.anchor_fingerprints)}
     nets["tuned"] = shipped.load(family.chains, family.anchor_fingerprints)
     nets["tuned"].originals.clear()
+    nets["as they came"] = Supernet(family.chains, [route for route in shipped.routes if route.is_anchor]).eval()
     plain = create_transform(**family.data_config, is_training=False)
     sample = open_images(None, spec.sample)
     test = sample.test if data is None else open_images(data, None).test
@@ -173,6 +175,7 @@ def run_seed(bench: Bench, seed: int) -> dict[str, list[Row]]:
     mixed = searched("tuned", everything, True, True)
     return {
         "static": statics(bench, fitted["shipped"]),
+        "plain anchors as they came": searched("as they came", bench.anchors, False, False)[0],
         "plain anchors": searched("shipped", bench.anchors, False, False)[0],
         "plain": searched("shipped", everything, False, False)[0],
         "plain triples of anchors": searched("shipped", bench.anchors, False, True)[0],
