@@ -270,6 +270,17 @@ def test_a_search_keeps_what_nothing_cheaper_is_as_accurate_as(searched: tuple[R
         assert not any(c <= cost(one) and top1 >= one.heldout.top1 for one in kept for c, top1 in statics)
 
 
+def test_a_search_among_cascades_that_continue_finds_those_that_others_beat(
+    searched: tuple[RouteOutputs, Any, Any],
+) -> None:
+    outputs, costs, everything = searched
+    found = search(outputs, costs, common_blocks, SearchSettings(continuing=True))
+    assert all(any(stage.shared for stage in one.cascade.stages) for one in found.cascades)
+    assert 0 < found.tried < everything.tried
+    kept = {one.cascade for one in found.cascades}
+    assert {one.cascade for one in everything.by_mean if any(stage.shared for stage in one.cascade.stages)} <= kept
+
+
 def test_a_search_keeps_no_more_than_it_is_asked_for(searched: tuple[RouteOutputs, Any, Any]) -> None:
     outputs, costs, everything = searched
     found = search(outputs, costs, common_blocks, SearchSettings(most=3, triples=False))
