@@ -131,7 +131,8 @@ def outputs_of(
     file = cache.with_name(f"{cache.name}-{name}.npz") if cache else None
     if file and file.exists():
         with np.load(file) as found:
-            return RouteOutputs(labels=found["labels"], logits={by_name[k]: found[k] for k in by_name})
+            if by_name.keys() <= set(found.files):  # else of other cascades
+                return RouteOutputs(labels=found["labels"], logits={by_name[k]: found[k] for k in by_name})
     outputs = route_outputs(net, list(by_name.values()), batches(split, 100))
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
