@@ -213,25 +213,24 @@ class Teachers(nn.Module):
         return torch.stack(found).mean(0)
 
 
-class MuonBeside:
-    """Lets Muon update the matrices of anchors' blocks, and a tuner's own optimiser everything else.
+def let_muon_update(
+    optimiser: torch.optim.Optimizer, chains: nn.Module, rate: float, weight_decay: float
+) -> None:
+    """Muon updates the matrices of anchors' blocks before every step of a tuner's optimiser, which keeps the rest.
 
     Its rate follows that of the optimiser's first group.
     """
+    matrices = [p for name, p in chains.named_parameters() if ".blocks." in name and p.ndim == 2]
+    taken = set(matrices)
+    for group in optimiser.param_groups:
+        group["params"] = [p for p in group["params"] if p not in taken]
+    muon, first = Muon(matrices, rate, weight_decay), optimiser.param_groups[0]
 
-    def __init__(self, optimiser: torch.optim.Optimizer, chains: nn.Module, rate: float, weight_decay: float) -> None:
-        matrices = [p for name, p in chains.named_parameters() if ".blocks." in name and p.ndim == 2]
-        taken = set(matrices)
-        for group in optimiser.param_groups:
-            group["params"] = [p for p in group["params"] if p not in taken]
-        self.muon, self.rate = Muon(matrices, rate, weight_decay), rate
-        first = optimiser.param_groups[0]
+    def before(*_: object) -> None:
+        muon.param_groups[0]["lr"] = rate * first["lr"] / first["initial_lr"]
+        muon.step()
 
-        def before(*_: object) -> None:
-            self.muon.param_groups[0]["lr"] = rate * first["lr"] / first["initial_lr"]
-            self.muon.step()
-
-        optimiser.register_step_pre_hook(before)
+    optimiser.register_step_pre_hook(before)
 
 
 class _Residual(nn.Module):

@@ -206,9 +206,6 @@ def rows_of(job: Job, stitches: Sequence[Candidate], top1: dict[Route, float]) -
         }  # fmt: skip
 
 
-RUN_FIELDS = ("seed", "selector", "route", "source", "i", "target", "j", "macs", "bucket", "reason", "top1", "seconds")
-
-
 def run_selector(job: Job, selector: str, measured: Measurements, file: Path) -> None:
     """Fits, tunes and scores one selector's stitches; its rows are appended in one piece."""
     started = time.perf_counter()
@@ -222,7 +219,7 @@ def run_selector(job: Job, selector: str, measured: Measurements, file: Path) ->
     top1 = evaluate(supernet, supernet.routes, test_batches(job))
     seconds = round(time.perf_counter() - started)
     rows = [{"seed": job.seed, "selector": selector, "seconds": seconds, **row} for row in rows_of(job, stitches, top1)]
-    append(file, RUN_FIELDS, rows, job)
+    append(file, selector_report.RUN_FIELDS, rows, job)
     print(f"{job.family.name} seed {job.seed} {selector}: {len(stitches)} stitches, {seconds} s", flush=True)
 
 
@@ -235,7 +232,7 @@ def score_candidates(job: Job, measured: Measurements, file: Path) -> None:
     scores = {name: scores_of(job, name, measured) for name in SELECTORS if find_selector(name).formula}
     for row in rows:
         row |= {f"score {name}": found.get(row["route"], "") for name, found in scores.items()}
-    fields = ("seed", *RUN_FIELDS[2:-1], *(f"score {name}" for name in scores))
+    fields = ("seed", *selector_report.RUN_FIELDS[2:-1], *(f"score {name}" for name in scores))
     append(file, fields, rows, job)
 
 

@@ -26,6 +26,7 @@ HERE = Path(__file__).parent / "results" / "selectors"
 Row = dict[str, str]
 Point = tuple[float, float]
 BASELINE = "snnet"
+RUN_FIELDS = ("seed", "selector", "route", "source", "i", "target", "j", "macs", "bucket", "reason", "top1", "seconds")
 LEVELS = 200  # of cost or accuracy at which two frontiers are compared
 
 

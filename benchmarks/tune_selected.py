@@ -22,7 +22,9 @@ import datetime
 import json
 import multiprocessing
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ import torch
 from cifar_training import Images, load, load_test, rate_at
 from graphed_tuning import GraphedSteps
 from local_products import local_products
+from selector_report import RUN_FIELDS
 from tune_supernet import load_chains, macs_of, training_batches
 
 from klas_zoo.initialisation import initialise_stitches
@@ -39,49 +42,93 @@ from klas_zoo.tuning.evaluation import evaluate
 from klas_zoo.tuning.settings import PRESETS
 from klas_zoo.tuning.tuner import Tuner
 
-TRIAL = 300  # steps after which a process knows its speed
+TRIAL = 600  # steps after which a process knows its speed
+SAFETY = 0.85  # of it: speeds fell by a sixth in the course of a run
 FIT_IMAGES = 2_000
 AFTERWARDS = 25  # seconds for the test images
 ANCHORS = ("tiny", "small", "base")
-RUN_FIELDS = ("seed", "selector", "route", "source", "i", "target", "j", "macs", "bucket", "reason", "top1", "seconds")
 
 
-def work(number: int, jobs: list[dict[str, Any]], waiting: Any, arguments: argparse.Namespace, ends: float) -> None:
+@dataclass(frozen=True)
+class Together:
+    """What processes share: the place of the next job, and how the first ones agree on a number of steps.
+
+    Attributes:
+        ready: waits for all processes.
+        shares: of its steps that each has time for.
+    """
+
+    waiting: Any
+    ready: Any
+    shares: Any
+
+    def agreed(self, number: int, share: float) -> float:
+        """The smallest share, 0..1, that any process has time for."""
+        self.shares[number] = share
+        self.ready.wait()
+        return min([1.0, *self.shares])
+
+
+def work(
+    number: int, jobs: list[dict[str, Any]], together: Together, arguments: argparse.Namespace, ends: float
+) -> None:
     """One process: job `number` first, then whichever is next."""
     torch.backends.cudnn.benchmark = True
     data = load(arguments.data, "cuda")[0], load_test(arguments.data, "cuda")
-    rate = run(jobs[number], data, arguments, ends, number)
+    agree = partial(together.agreed, number), together.ready.wait
+    rate = run(jobs[number], data, arguments, ends, agree)
     while True:
-        with waiting.get_lock():
-            place = waiting.value
+        with together.waiting.get_lock():
+            place = together.waiting.value
             if place >= len(jobs):
                 return
             steps = arguments.steps_per_route * (len(jobs[place]["stitches"]) + len(ANCHORS))
             if time.time() + steps / rate + AFTERWARDS > ends:
                 return
-            waiting.value += 1
+            together.waiting.value += 1
         rate = run(jobs[place], data, arguments, ends, None)
 
 
-def run(
-    job: dict[str, Any], data: tuple[Images, Images], arguments: argparse.Namespace, ends: float, number: int | None
-) -> float:
-    """Fits, tunes and scores one selector's stitches; the steps a second it made."""
-    training, test = data
+def fitted(job: dict[str, Any], training: Images, arguments: argparse.Namespace) -> Supernet:
+    """A supernet of the anchors and a job's stitches in closed form."""
     seed = job["seed"]
     chains = load_chains(arguments.anchors, list(ANCHORS), "cuda")
-    rows = {Route.from_json(one["json"]): one for one in job["stitches"]}
     anchors = [Route.anchor(name, chain.depth) for name, chain in chains.items()]
     torch.manual_seed(seed)
-    supernet = Supernet(chains, [*anchors, *rows]).to("cuda")
+    stitches = [Route.from_json(one["json"]) for one in job["stitches"]]
+    supernet = Supernet(chains, [*anchors, *stitches]).to("cuda")
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))[:FIT_IMAGES].to("cuda")
     initialise_stitches(supernet, Images(training.pixels[order], training.labels[order]).batches(500))
-    closed = evaluate(supernet, supernet.routes, test.batches(500))
-    if job["selector"] == "all":  # candidates, as they are before tuning
-        macs = macs_of(chains, list(supernet.routes))
-        found = [{**rows.get(r, {}), "route": str(r), "macs": macs[r], "top1": closed[r]} for r in supernet.routes]
-        (arguments.out / f"all-{seed}.json").write_text(json.dumps({"seed": seed, "rows": found}) + "\n")
-        return float("inf")
+    return supernet
+
+
+def rows_of(job: dict[str, Any], supernet: Supernet, top1: dict[Route, float]) -> list[dict[str, Any]]:
+    """What is written of every route."""
+    known = {Route.from_json(one["json"]): {k: v for k, v in one.items() if k != "json"} for one in job["stitches"]}
+    chains = {name: supernet.chain(name) for name in ANCHORS}
+    macs = macs_of(chains, list(supernet.routes))
+    return [{**known.get(r, {}), "route": str(r), "macs": macs[r], "top1": top1[r]} for r in supernet.routes]
+
+
+def score_candidates(job: dict[str, Any], data: tuple[Images, Images], arguments: argparse.Namespace) -> None:
+    """All candidates of a seed in closed form."""
+    supernet = fitted(job, data[0], arguments)
+    rows = rows_of(job, supernet, evaluate(supernet, supernet.routes, data[1].batches(500)))
+    (arguments.out / f"all-{job['seed']}.json").write_text(json.dumps({"seed": job["seed"], "rows": rows}) + "\n")
+
+
+def run(
+    job: dict[str, Any], data: tuple[Images, Images], arguments: argparse.Namespace, ends: float,
+    agree: tuple[Callable[[float], float], Callable[[], object]] | None,
+) -> float:  # fmt: skip
+    """Fits, tunes and scores one selector's stitches; the steps a second it made.
+
+    Args:
+        agree: turns the share of its steps that there is time for into one for all, and waits for all.
+    """
+    training, test = data
+    seed = job["seed"]
+    supernet = fitted(job, training, arguments)
     steps = arguments.steps_per_route * len(supernet.routes)
     settings = replace(PRESETS["quick"], steps=steps, seed=seed, precision="bf16")
     tuner = Tuner(supernet, steps, settings)
@@ -90,15 +137,17 @@ def run(
     with tuner.running(), local_products():
         graphs = GraphedSteps(tuner, stream, reuse=2)
         graphs.capture(supernet.routes)
+        if agree:
+            agree[1]()  # speeds count when all are at work
         while tuner.done < steps:
             graphs.step()
             if tuner.done == TRIAL // 2:
                 torch.cuda.synchronize()
                 half = time.perf_counter()
-            if number is not None and tuner.done == TRIAL:
+            if agree and tuner.done == TRIAL:
                 torch.cuda.synchronize()
                 rate = (TRIAL - TRIAL // 2) / (time.perf_counter() - half)
-                share = agreed(number, (ends - AFTERWARDS - time.time()) * rate / (steps - TRIAL), arguments)
+                share = agree[0]((ends - AFTERWARDS - time.time()) * rate * SAFETY / (steps - TRIAL))
                 steps = round(steps * share)
                 tuner.steps = steps
                 schedule(tuner, steps)
@@ -111,17 +160,10 @@ def run(
     spent = time.perf_counter() - started
     tuner.finish()
     top1 = evaluate(supernet, supernet.routes, test.batches(500))
-    macs = macs_of(chains, list(supernet.routes))
-    found = [
-        {
-            "route": str(route), "macs": macs[route], "top1": top1[route], "closed_form": closed[route],
-            **{key: rows[route][key] for key in ("source", "i", "target", "j", "bucket", "reason") if route in rows},
-        }
-        for route in supernet.routes
-    ]  # fmt: skip
     record = {
         "seed": seed, "selector": job["selector"], "seconds": round(spent), "steps": steps,
-        "steps_per_route": round(steps / len(supernet.routes)), "rows": found, "hardware": torch.cuda.get_device_name(),
+        "steps_per_route": round(steps / len(supernet.routes)), "rows": rows_of(job, supernet, top1),
+        "hardware": torch.cuda.get_device_name(),
         "torch": torch.__version__, "date": datetime.date.today().isoformat(),
     }  # fmt: skip
     name = f"{job['selector'].replace(' ', '-')}-{seed}.json"
@@ -134,16 +176,6 @@ def schedule(tuner: Tuner, steps: int) -> None:
     """Lets the learning rates come to their end after so many steps."""
     rates = [lambda step: rate_at(step / steps, tuner.settings.warmup)]
     tuner.scheduler.lr_lambdas = rates * len(tuner.optimiser.param_groups)
-
-
-def agreed(number: int, share: float, arguments: argparse.Namespace) -> float:
-    """The smallest share of its steps, 0..1, that any of the first processes has time for."""
-    (arguments.out / f"share-{number}").write_text(f"{share}")
-    files = [arguments.out / f"share-{one}" for one in range(arguments.processes)]
-    waited = time.time()
-    while not all(file.exists() and file.read_text() for file in files) and time.time() - waited < 60:
-        time.sleep(0.2)
-    return min([1.0, *(float(file.read_text()) for file in files if file.exists())])
 
 
 def jobs_of(arguments: argparse.Namespace, selectors: list[str]) -> list[dict[str, Any]]:
@@ -209,11 +241,14 @@ def main() -> None:
     jobs = jobs_of(arguments, arguments.selectors)
     arguments.processes = min(arguments.processes, len(jobs))
     context = multiprocessing.get_context("spawn")
-    waiting = context.Value("i", arguments.processes)
     for job in jobs_of(arguments, ["all"]):
-        run(job, (load(arguments.data, "cuda")[0], load_test(arguments.data, "cuda")), arguments, ends, None)
+        score_candidates(job, (load(arguments.data, "cuda")[0], load_test(arguments.data, "cuda")), arguments)
+    together = Together(
+        waiting=context.Value("i", arguments.processes), ready=context.Barrier(arguments.processes),
+        shares=context.Array("d", arguments.processes),
+    )  # fmt: skip
     processes = [
-        context.Process(target=work, args=(number, jobs, waiting, arguments, ends))
+        context.Process(target=work, args=(number, jobs, together, arguments, ends))
         for number in range(arguments.processes)
     ]
     for process in processes:

@@ -36,7 +36,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from cifar_training import Images, MuonBeside, Teachers, augmented, load, load_test, mixed, rate_at
+from cifar_training import Images, Teachers, augmented, let_muon_update, load, load_test, mixed, rate_at
 from graphed_tuning import GraphedSteps
 from local_products import local_products
 from safetensors.torch import load_file, save_file
@@ -139,7 +139,7 @@ def tune(arguments: argparse.Namespace) -> dict[str, Any]:
     print(f"{arguments.name}: teacher {taught:.2f} % of the images held out", flush=True)
     tuner = Tuner(supernet, arguments.steps, settings, teacher=teacher.eval())
     if arguments.muon:
-        MuonBeside(tuner.optimiser, supernet.chains, arguments.muon, settings.weight_decay)
+        let_muon_update(tuner.optimiser, supernet.chains, arguments.muon, settings.weight_decay)
     stream = training_batches(training, arguments.batch, arguments.mixup, arguments.seed, device, arguments.cutout)
     started = time.perf_counter()
     if arguments.seconds:

@@ -100,7 +100,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_runs() -> Iterator[None]:
-    """Nobody reads the latencies of toys: a second for each engine would be a third of every build."""
+    """The latencies of toys are not read: a second for each engine would be a third of every build."""
     few = {
         latency.BUILD_METHOD: Method(warmup_ms=5, min_runs=50, min_ms=0),
         cascade_fitting.CASCADE_METHOD: Method(warmup_ms=5, min_runs=20, min_ms=0),

@@ -197,7 +197,7 @@ BAD = {
     "routes of a pair the wrong way round": (
         ["routes", "--family", "deit-micro", "--selector", "snnet", "--pair", "base:tiny"], 1, "ask for tiny:base"
     ),
-    "routes that nobody measured": (["routes", "--family", "deit"], 1, "or pass --data and --weights"),
+    "routes without measurements": (["routes", "--family", "deit"], 1, "or pass --data and --weights"),
     "a family file that is not there": (["build", "--family", "none.toml"], 1, "none.toml cannot be read"),
 }  # fmt: skip
 

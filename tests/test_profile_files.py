@@ -82,7 +82,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "another unit": (lambda t: t.update(unit="us"), r"unit is not valid: expected one of 'ms', not 'us'"),
     "a newer schema": (lambda t: t.update(schema_version=99), r"by a newer klas-zoo: its schema is 99"),
     "no schema": (lambda t: t.pop("schema_version"), r"it has no schema_version"),
-    "a field nobody knows": (lambda t: t.update(mood="good"), r"unknown fields mood"),
+    "an unknown field": (lambda t: t.update(mood="good"), r"unknown fields mood"),
     "an unknown precision": (lambda t: t.update(precision="fp12"), r"precision is 'fp12', not one of fp32"),
     "a batch of zero": (lambda t: t.update(batch=0), r"batch is not valid: expected int >= 1"),
     "a date that is none": (lambda t: t.update(measured_at="yesterday"), r"isoformat string: 'yesterday'"),

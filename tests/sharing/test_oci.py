@@ -187,7 +187,7 @@ def test_a_registry_that_is_not_there_is_one_sentence(package: Path, tmp_path: P
         pull("oci://nowhere.invalid/x:1", tmp_path / "pulled")
 
 
-def test_a_name_or_tag_that_nobody_pushed_is_one_sentence(package: Path, url: str, tmp_path: Path) -> None:
+def test_an_unknown_name_or_tag_is_one_sentence(package: Path, url: str, tmp_path: Path) -> None:
     with pytest.raises(RemoteError, match=r"There is no package at oci://.*: klas-zoo push puts one there"):
         pull(url, tmp_path / "pulled")
     push(package, url)

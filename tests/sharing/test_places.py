@@ -61,7 +61,7 @@ def test_a_missing_extra_names_what_to_install(module: str, package: Path, monke
         push(package, f"{extra}://bucket/x")
 
 
-def test_a_protocol_that_nobody_speaks_is_one_sentence(package: Path) -> None:
+def test_an_unknown_protocol_is_one_sentence(package: Path) -> None:
     with pytest.raises(RemoteError, match="nonsense://x cannot be reached: Protocol not known: nonsense"):
         push(package, "nonsense://x")
 

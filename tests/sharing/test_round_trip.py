@@ -70,7 +70,7 @@ def test_the_version_is_the_hash_of_the_index_and_objects_are_their_own(package:
     assert all(hashlib.sha256(data).hexdigest() == Path(path).name for path, data in stored.items())
 
 
-def test_names_and_versions_that_nobody_pushed_are_named(package: Path, url: str, tmp_path: Path) -> None:
+def test_unknown_names_and_versions_are_named(package: Path, url: str, tmp_path: Path) -> None:
     with pytest.raises(RemoteError, match=r"There is no package at .*: klas-zoo push puts one there"):
         pull(url, tmp_path / "pulled")
     version = push(package, url).version

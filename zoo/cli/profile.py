@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from klas_zoo.cli.options import LocalPath, Number, json_option, registry_option, seed_option
+from klas_zoo.cli.options import LocalPath, Number, counts, json_option, registry_option, seed_option
 from klas_zoo.cli.output import say, say_json
 from klas_zoo.errors import UsageError
 from klas_zoo.runtimes import RUNTIMES
@@ -18,23 +18,12 @@ if TYPE_CHECKING:
     from klas_zoo.profiles.profile import Profile
 
 
-def _batches(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
-    """`1,8,32`."""
-    try:
-        found = tuple(dict.fromkeys(int(one) for one in value.split(",")))
-    except ValueError:
-        found = (0,)
-    if min(found) < 1:
-        raise click.BadParameter(f"'{value}' is no list of batch sizes such as 1,8,32.", context, parameter)
-    return found
-
-
 @click.group(invoke_without_command=True)
 @click.option("--family", help="A built-in family, or a TOML file of your own. Its weights are drawn at random: latency does not depend on them.")
 @click.option("--device", default="cpu", show_default=True, help="What to measure on: cpu, cuda, or the name of the GPU that is there.")
 @click.option("--runtime", type=click.Choice(list(RUNTIMES)), default="onnxruntime", show_default=True, help="What runs the networks.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", show_default=True, help="Of weights and activations.")
-@click.option("--batch", "batches", callback=_batches, default="1", show_default=True, metavar="N[,N...]", help="Batch sizes; a record each.")
+@click.option("--batch", "batches", callback=counts, default="1", show_default=True, metavar="N[,N...]", help="Batch sizes; a record each.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of a CPU runtime. Default: one for each physical core.")
 @click.option("--stitches", type=click.IntRange(min=0), default=5, show_default=True, help="Stitches to measure besides the anchors; the rest is interpolated.")
 @click.option("--check", "checks", type=click.IntRange(min=0), default=0, show_default=True, help="Further stitches to measure, only to see how far the interpolation is off.")
