@@ -119,6 +119,8 @@ def rate_at(progress: float, warmup: float = 0.05) -> float:
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrices are made orthogonal (Jordan et al. 2024, "Muon"); matrices of one shape together.
 
+    A convolution's weights (O, I, k, k) count as one matrix (O, I·k·k).
+
     Steps are as large as those of AdamW (Liu et al. 2025, arXiv:2502.16982: 0.2 · √(larger side)). torch's own
     treats matrices one by one, which is many times slower for small networks on GPUs.
     """
@@ -134,7 +136,7 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     shapes.setdefault(parameter.shape, []).append(parameter)
             for shape, matrices in shapes.items():
-                self._step(matrices, max(shape), group)
+                self._step(matrices, max(shape[0], shape[1:].numel()), group)
 
     def _step(self, matrices: list[nn.Parameter], larger: int, group: dict) -> None:
         gradients = [m.grad for m in matrices]
@@ -143,7 +145,8 @@ class Muon(torch.optim.Optimizer):
                 self.state[matrix]["momentum"] = torch.zeros_like(matrix)
         averages = [self.state[matrix]["momentum"] for matrix in matrices]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
-        updates = orthogonal(torch.stack(torch._foreach_lerp(gradients, averages, group["momentum"])))
+        ahead = torch.stack(torch._foreach_lerp(gradients, averages, group["momentum"]))
+        updates = orthogonal(ahead.flatten(2)).view_as(ahead)
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(matrices, list(updates.unbind()), alpha=-group["lr"] * 0.2 * math.sqrt(larger))
 
@@ -161,10 +164,13 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def make_optimisers(model: nn.Module, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for matrices of the blocks, AdamW for everything else; biases, norms and positions do not decay."""
+    """Muon for matrices and full convolutions of the blocks, AdamW for everything else.
+
+    Biases, norms and positions do not decay.
+    """
     matrices, weights, rest = [], [], []
     for name, parameter in model.named_parameters():
-        if name.startswith("blocks.") and parameter.ndim == 2:
+        if name.startswith("blocks.") and parameter.ndim >= 2 and parameter.shape[1] > 1:  # 1: depthwise
             matrices.append(parameter)
         elif parameter.ndim >= 2 and "pos_embed" not in name:
             weights.append(parameter)

@@ -1,17 +1,20 @@
-"""Tunes on a GPU what compare_selectors.py selected elsewhere: every selector alike, at least 1,000 steps a route.
+"""Tunes what compare_selectors.py selected: every selector alike, at least 1,000 steps a route.
 
     python benchmarks/compare_selectors.py --data data/cifar10 --select-only
-    python benchmarks/tune_selected.py --data data/cifar10 --anchors zoo/builtin/deit-micro \
+    python benchmarks/tune_selected.py --data data/cifar10 --family deit-micro \
         --selected benchmarks/results/selectors/deit-micro/selected-*.json --selectors snnet klas --out data/selectors \
         --steps-per-route 1000 --minutes 9 --processes 6
     python benchmarks/tune_selected.py --collect data/selectors --results benchmarks/results/selectors/deit-micro
 
 Settings are those of the preset `quick`, which compare_selectors.py uses too: batches of 64 images, anchors tuned
-along, base as it was before as the teacher; the 46,000 training images outside the sample, and all 10,000 test images
-at the end. A process takes one selector and seed after the other, in the order of `--selectors`, as long as another
-fits into `--minutes`. The first ones measure their speed while all run, and if the time is too short for the steps a
-route that were asked for, all take fewer, the same number. An NVIDIA multi-process server, where one runs, lets their
-kernels overlap.
+along, base as it was before as the teacher; every batch is used twice, on two routes. The 46,000 training images
+outside the sample teach, and all 10,000 test images score at the end. Products are in bf16; on a CPU, where each
+process has one thread, those of scoring too.
+
+A process takes one selector and seed after the other, in the order of `--selectors`, as long as another fits into
+`--minutes`; what `--out` has already is not done again. The first ones measure their speed while all run, and if the
+time is too short for the steps a route that were asked for, all take fewer, the same number. Steps are CUDA graphs
+on a GPU. An NVIDIA multi-process server, where one runs, lets the kernels of several processes overlap there.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import itertools
 import json
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,8 +38,13 @@ from cifar_training import Images, load, load_test, rate_at
 from graphed_tuning import GraphedSteps
 from local_products import local_products
 from selector_report import RUN_FIELDS
-from tune_supernet import load_chains, macs_of, training_batches
+from torch import Tensor, nn
+from tune_supernet import macs_of, training_batches
 
+from klas_zoo.data.loading import Batch
+from klas_zoo.families.anchors import load_family
+from klas_zoo.families.specs import find_family
+from klas_zoo.hardware import describe_cpu
 from klas_zoo.initialisation import initialise_stitches
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
@@ -42,11 +52,12 @@ from klas_zoo.tuning.evaluation import evaluate
 from klas_zoo.tuning.settings import PRESETS
 from klas_zoo.tuning.tuner import Tuner
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TRIAL = 600  # steps after which a process knows its speed
 SAFETY = 0.85  # of it: speeds fell by a sixth in the course of a run
 FIT_IMAGES = 2_000
-AFTERWARDS = 25  # seconds for the test images
-ANCHORS = ("tiny", "small", "base")
+AFTERWARDS = 25 if DEVICE == "cuda" else 120  # seconds for the test images
+REUSE = 2  # steps that learn from one batch
 
 
 @dataclass(frozen=True)
@@ -69,12 +80,34 @@ class Together:
         return min([1.0, *self.shares])
 
 
+class AnsweringOnce(nn.Module):
+    """A teacher that answers a batch once, however often it comes in a row."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.answers: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.answers is None:
+            self.answers = self.teacher(images)
+        return self.answers
+
+    def repeated(self, batches: Iterator[Batch], times: int) -> Iterator[Batch]:
+        """Every batch so many times, to be answered anew each first time."""
+        for batch in batches:
+            self.answers = None
+            for _ in range(times):
+                yield batch
+
+
 def work(
     number: int, jobs: list[dict[str, Any]], together: Together, arguments: argparse.Namespace, ends: float
 ) -> None:
     """One process: job `number` first, then whichever is next."""
     torch.backends.cudnn.benchmark = True
-    data = load(arguments.data, "cuda")[0], load_test(arguments.data, "cuda")
+    torch.set_num_threads(1)
+    data = load(arguments.data, DEVICE)[0], load_test(arguments.data, DEVICE)
     agree = partial(together.agreed, number), together.ready.wait
     rate = run(jobs[number], data, arguments, ends, agree)
     while True:
@@ -82,7 +115,7 @@ def work(
             place = together.waiting.value
             if place >= len(jobs):
                 return
-            steps = arguments.steps_per_route * (len(jobs[place]["stitches"]) + len(ANCHORS))
+            steps = arguments.steps_per_route * jobs[place]["routes"]
             if time.time() + steps / rate + AFTERWARDS > ends:
                 return
             together.waiting.value += 1
@@ -92,29 +125,38 @@ def work(
 def fitted(job: dict[str, Any], training: Images, arguments: argparse.Namespace) -> Supernet:
     """A supernet of the anchors and a job's stitches in closed form."""
     seed = job["seed"]
-    chains = load_chains(arguments.anchors, list(ANCHORS), "cuda")
+    chains = load_family(find_family(arguments.family)).chains
     anchors = [Route.anchor(name, chain.depth) for name, chain in chains.items()]
     torch.manual_seed(seed)
     stitches = [Route.from_json(one["json"]) for one in job["stitches"]]
-    supernet = Supernet(chains, [*anchors, *stitches]).to("cuda")
-    order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))[:FIT_IMAGES].to("cuda")
+    supernet = Supernet(chains, [*anchors, *stitches]).to(DEVICE)
+    order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))[:FIT_IMAGES].to(DEVICE)
     initialise_stitches(supernet, Images(training.pixels[order], training.labels[order]).batches(500))
     return supernet
+
+
+def scored(supernet: Supernet, test: Images) -> dict[Route, float]:
+    """Top-1 of every route, in per cent."""
+    with torch.autocast("cpu", torch.bfloat16) if DEVICE == "cpu" else nullcontext():
+        return evaluate(supernet, supernet.routes, test.batches(500))
 
 
 def rows_of(job: dict[str, Any], supernet: Supernet, top1: dict[Route, float]) -> list[dict[str, Any]]:
     """What is written of every route."""
     known = {Route.from_json(one["json"]): {k: v for k, v in one.items() if k != "json"} for one in job["stitches"]}
-    chains = {name: supernet.chain(name) for name in ANCHORS}
+    chains = {str(route): supernet.chain(str(route)) for route in supernet.routes if route.is_anchor}
     macs = macs_of(chains, list(supernet.routes))
     return [{**known.get(r, {}), "route": str(r), "macs": macs[r], "top1": top1[r]} for r in supernet.routes]
 
 
 def score_candidates(job: dict[str, Any], data: tuple[Images, Images], arguments: argparse.Namespace) -> None:
-    """All candidates of a seed in closed form."""
+    """All candidates of a seed in closed form, unless that is done."""
+    file = arguments.out / f"candidates-{job['seed']}.json"
+    if file.exists():
+        return
     supernet = fitted(job, data[0], arguments)
-    rows = rows_of(job, supernet, evaluate(supernet, supernet.routes, data[1].batches(500)))
-    (arguments.out / f"all-{job['seed']}.json").write_text(json.dumps({"seed": job["seed"], "rows": rows}) + "\n")
+    rows = rows_of(job, supernet, scored(supernet, data[1]))
+    file.write_text(json.dumps({"seed": job["seed"], "rows": rows}) + "\n")
 
 
 def run(
@@ -130,22 +172,22 @@ def run(
     seed = job["seed"]
     supernet = fitted(job, training, arguments)
     steps = arguments.steps_per_route * len(supernet.routes)
-    settings = replace(PRESETS["quick"], steps=steps, seed=seed, precision="bf16")
+    layout = "contiguous" if DEVICE == "cuda" else "channels-last"
+    settings = replace(PRESETS["quick"], steps=steps, seed=seed, precision="bf16", memory_format=layout)
     tuner = Tuner(supernet, steps, settings)
-    stream = training_batches(training, settings.batch, 0.0, seed, "cuda")
+    stream = training_batches(training, settings.batch, 0.0, seed, DEVICE)
     started = time.perf_counter()
-    with tuner.running(), local_products():
-        graphs = GraphedSteps(tuner, stream, reuse=2)
-        graphs.capture(supernet.routes)
+    with tuner.running(), local_products() if DEVICE == "cuda" else nullcontext():
+        take_step = steps_of(tuner, stream)
         if agree:
             agree[1]()  # speeds count when all are at work
         while tuner.done < steps:
-            graphs.step()
+            take_step()
             if tuner.done == TRIAL // 2:
-                torch.cuda.synchronize()
+                wait()
                 half = time.perf_counter()
             if agree and tuner.done == TRIAL:
-                torch.cuda.synchronize()
+                wait()
                 rate = (TRIAL - TRIAL // 2) / (time.perf_counter() - half)
                 share = agree[0]((ends - AFTERWARDS - time.time()) * rate * SAFETY / (steps - TRIAL))
                 steps = round(steps * share)
@@ -156,20 +198,40 @@ def run(
                 print(
                     job["selector"], seed, f"{tuner.done} of {steps}, loss {tuner.loss:.3f}, {spent:.0f} s", flush=True
                 )
-    torch.cuda.synchronize()
+    wait()
     spent = time.perf_counter() - started
     tuner.finish()
-    top1 = evaluate(supernet, supernet.routes, test.batches(500))
+    top1 = scored(supernet, test)
     record = {
+        "family": find_family(arguments.family).name,
         "seed": seed, "selector": job["selector"], "seconds": round(spent), "steps": steps,
         "steps_per_route": round(steps / len(supernet.routes)), "rows": rows_of(job, supernet, top1),
-        "hardware": torch.cuda.get_device_name(),
+        "hardware": torch.cuda.get_device_name() if DEVICE == "cuda" else describe_cpu(),
         "torch": torch.__version__, "date": datetime.date.today().isoformat(),
     }  # fmt: skip
-    name = f"{job['selector'].replace(' ', '-')}-{seed}.json"
-    (arguments.out / name).write_text(json.dumps(record) + "\n")
+    place_of(job, arguments.out).write_text(json.dumps(record) + "\n")
     print(job["selector"], seed, f"{spent:.0f} s, {steps} steps", flush=True)
     return steps / spent
+
+
+def steps_of(tuner: Tuner, stream: Iterator[Batch]) -> Callable[[], object]:
+    """What takes a step: a CUDA graph, or the tuner as it is."""
+    if DEVICE == "cuda":
+        graphs = GraphedSteps(tuner, stream, reuse=REUSE)
+        graphs.capture(tuner.supernet.routes)
+        return graphs.step
+    teacher = AnsweringOnce(tuner.teacher)
+    tuner.teacher = teacher
+    return partial(tuner.step, teacher.repeated(stream, REUSE))
+
+
+def wait() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def place_of(job: dict[str, Any], folder: Path) -> Path:
+    return folder / f"{job['selector'].replace(' ', '-')}-{job['seed']}.json"
 
 
 def schedule(tuner: Tuner, steps: int) -> None:
@@ -179,24 +241,26 @@ def schedule(tuner: Tuner, steps: int) -> None:
 
 
 def jobs_of(arguments: argparse.Namespace, selectors: list[str]) -> list[dict[str, Any]]:
-    """Selectors in the order given, all seeds of one before the next."""
+    """Selectors in the order given, all seeds of one before the next, without those that are done."""
+    anchors = len(find_family(arguments.family).anchors)
     selections = [json.loads(file.read_text()) for file in arguments.selected]
-    return [
-        {"seed": one["seed"], "selector": selector, "stitches": one["selected"][selector]}
-        for selector in selectors
-        for one in selections
-        if selector in one["selected"]
-    ]
+    jobs = []
+    for selector, one in itertools.product(selectors, selections):
+        stitches = one["selected"].get(selector)
+        job = {"seed": one["seed"], "selector": selector, "stitches": stitches}
+        if stitches and not place_of(job, arguments.out).exists():
+            jobs.append({**job, "routes": len(stitches) + anchors})
+    return jobs
 
 
 def collect(folder: Path, results: Path) -> None:
     """Writes `runs.csv` and `candidates.csv` as compare_selectors.py does, from what `--out` holds."""
     files = sorted(folder.glob("*.json"))
-    records = [json.loads(file.read_text()) for file in files if not file.name.startswith("all-")]
+    records = [json.loads(file.read_text()) for file in files if not file.name.startswith("candidates-")]
     about = {
-        "family": "deit-micro", "hardware": records[0]["hardware"], "torch": records[0]["torch"],
-        "date": records[0]["date"], "test_images": 10_000, "batch": PRESETS["quick"].batch,
-        "steps_per_route": sorted({record["steps_per_route"] for record in records}),
+        "family": records[0]["family"], "hardware": sorted({record["hardware"] for record in records}),
+        "torch": records[0]["torch"], "date": records[0]["date"], "test_images": 10_000,
+        "batch": PRESETS["quick"].batch, "steps_per_route": sorted({record["steps_per_route"] for record in records}),
     }  # fmt: skip
     runs = [
         {"source": row["route"], **row, **{key: record[key] for key in ("seed", "selector", "seconds")}}
@@ -205,7 +269,7 @@ def collect(folder: Path, results: Path) -> None:
     ]
     candidates = [
         {"source": row["route"], **row, "seed": record["seed"]}
-        for record in (json.loads(file.read_text()) for file in files if file.name.startswith("all-"))
+        for record in (json.loads(file.read_text()) for file in files if file.name.startswith("candidates-"))
         for row in record["rows"]
     ]
     scores = dict.fromkeys(name for row in candidates for name in row if name.startswith("score "))
@@ -223,7 +287,7 @@ def collect(folder: Path, results: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--anchors", type=Path)
+    parser.add_argument("--family", default="deit-micro", help="a name or a family file")
     parser.add_argument("--selected", type=Path, nargs="+")
     parser.add_argument("--selectors", nargs="+", default=["snnet", "klas"])
     parser.add_argument("--out", type=Path)
@@ -241,8 +305,9 @@ def main() -> None:
     jobs = jobs_of(arguments, arguments.selectors)
     arguments.processes = min(arguments.processes, len(jobs))
     context = multiprocessing.get_context("spawn")
-    for job in jobs_of(arguments, ["all"]):
-        score_candidates(job, (load(arguments.data, "cuda")[0], load_test(arguments.data, "cuda")), arguments)
+    data = load(arguments.data, DEVICE)[0], load_test(arguments.data, DEVICE)
+    for one in (json.loads(file.read_text()) for file in arguments.selected):
+        score_candidates({"seed": one["seed"], "stitches": one["selected"]["all"]}, data, arguments)
     together = Together(
         waiting=context.Value("i", arguments.processes), ready=context.Barrier(arguments.processes),
         shares=context.Array("d", arguments.processes),

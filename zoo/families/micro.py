@@ -1,12 +1,12 @@
-"""The anchors of `deit-micro` and `resnet-micro`: small networks for 32×32 colour images.
+"""The anchors of `deit-micro` and `convnet-micro`: small networks for 32×32 colour images.
 
 Those of `deit-micro` are timm Vision Transformers with the linear patch embedding of DeiT: 4×4 pixels of three
 colours, 48 values, become one of 64 tokens of width 48 or more, so that no information is lost before the first
 block and a stitch can use what the larger network knows. One change lets transformers of this size learn from
 50,000 images: a depthwise 3×3 convolution over the token grid, with a skip, in front of every block (Chu et al.
 2021, "Conditional Positional Encodings for Vision Transformers", arXiv:2102.10882).
-Those of `resnet-micro` are timm ResNets of twelve basic blocks with a stem that halves the
-resolution once instead of four times.
+Those of `convnet-micro` are their convolutional counterparts, for comparisons: 2×2 pixels, 12 values, become 16
+channels or more, and timm's basic blocks follow, all on the same 16×16 maps.
 
 Importing this module registers them with timm, so that a family file names them as it
 names any other timm model.
@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.resnet import BasicBlock, ResNet
+from timm.models.resnet import BasicBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 DEPTH = 8
 PATCH = 4
 GRID = 32 // PATCH
+CONVNET_DEPTH = 6
 
 
 class LocalBlock(Block):
@@ -58,11 +59,8 @@ def _settings(first_conv: str, classifier: str) -> dict[str, object]:
 
 # timm looks this name up in the module of every registered model
 default_cfgs = generate_default_cfgs(
-    {
-        f"{kind}_micro_{size}.cifar10": _settings(*ends)
-        for kind, ends in {"deit": ("patch_embed.proj", "head"), "resnet": ("conv1.0", "fc")}.items()
-        for size in ("tiny", "small", "base")
-    }
+    {f"deit_micro_{size}.cifar10": _settings("patch_embed.proj", "head") for size in ("tiny", "small", "base")}
+    | {f"convnet_micro_{size}.cifar10": _settings("stem", "head") for size in ("small", "base")}
 )
 
 
@@ -101,32 +99,27 @@ def deit_micro_base(pretrained: bool = False, **kwargs: object) -> VisionTransfo
     return _build_deit("deit_micro_base", 192, 6, 4.0, pretrained, **kwargs)
 
 
-def _build_resnet(variant: str, width: int, pretrained: bool, **overrides: Any) -> ResNet:
-    settings: dict[str, Any] = {
-        "block": BasicBlock,
-        "layers": (3, 3, 3, 3),
-        "channels": (width, 2 * width, 4 * width, 4 * width),
-        "stem_type": "deep",
-        "stem_width": width // 2,
-    }
-    model = build_model_with_cfg(ResNet, variant, pretrained, **{**settings, **overrides})
-    model.register_module("maxpool", nn.Identity())
-    return model
+class ConvNet(nn.Module):
+    """A residual network of one stage: images (B, 3, 32, 32) → logits (B, classes), maps (B, W, 16, 16) in between."""
+
+    def __init__(self, width: int, num_classes: int = 10, in_chans: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_chans, width, 2, 2)
+        self.blocks = nn.Sequential(*(BasicBlock(width, width) for _ in range(CONVNET_DEPTH)))
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.blocks(self.stem(images)).mean((2, 3)))
+        return logits
 
 
 @register_model
-def resnet_micro_tiny(pretrained: bool = False, **kwargs: object) -> ResNet:
-    """6 to 24 channels, the smallest anchor."""
-    return _build_resnet("resnet_micro_tiny", 6, pretrained, **kwargs)
+def convnet_micro_small(pretrained: bool = False, **kwargs: Any) -> ConvNet:
+    """16 channels, the smaller anchor: 7 M MACs."""
+    return build_model_with_cfg(ConvNet, "convnet_micro_small", pretrained, **{"width": 16, **kwargs})
 
 
 @register_model
-def resnet_micro_small(pretrained: bool = False, **kwargs: object) -> ResNet:
-    """10 to 40 channels."""
-    return _build_resnet("resnet_micro_small", 10, pretrained, **kwargs)
-
-
-@register_model
-def resnet_micro_base(pretrained: bool = False, **kwargs: object) -> ResNet:
-    """18 to 72 channels, the largest anchor."""
-    return _build_resnet("resnet_micro_base", 18, pretrained, **kwargs)
+def convnet_micro_base(pretrained: bool = False, **kwargs: Any) -> ConvNet:
+    """32 channels, the larger anchor: 29 M MACs."""
+    return build_model_with_cfg(ConvNet, "convnet_micro_base", pretrained, **{"width": 32, **kwargs})
