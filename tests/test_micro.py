@@ -1,4 +1,4 @@
-"""The anchors of deit-micro as timm models."""
+"""The anchors of deit-micro and convnet-micro as timm models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from timm.models.vision_transformer import Block
 
 from klas_zoo.chains import Chain
-from klas_zoo.families.micro import DEPTH, GRID, LocalBlock
+from klas_zoo.families.micro import CONVNET_DEPTH, DEPTH, GRID, LocalBlock
 from klas_zoo.profiles.macs import chain_cost
 
 NAMES = ["deit_micro_tiny", "deit_micro_small", "deit_micro_base"]
@@ -86,11 +86,14 @@ def test_a_block_adds_to_a_token_its_neighbours_on_the_grid_only() -> None:
     assert torch.equal(changed, expected)
 
 
-@pytest.mark.parametrize(("name", "width"), [("tiny", 6), ("small", 10), ("base", 18)])
-def test_the_residual_networks_halve_the_resolution_once_before_their_stages(name: str, width: int) -> None:
-    model = timm.create_model(f"resnet_micro_{name}").eval()
+@pytest.mark.parametrize(("name", "width"), [("small", 16), ("base", 32)])
+def test_the_residual_networks_keep_one_grid_and_lose_no_pixel_in_the_stem(name: str, width: int) -> None:
+    model = timm.create_model(f"convnet_micro_{name}").eval()
     images = torch.randn(2, 3, 32, 32)
-    stem = model.maxpool(model.act1(model.bn1(model.conv1(images))))
-    assert stem.shape == (2, width, 16, 16)
-    assert model.forward_features(images).shape == (2, 4 * width, 2, 2)
+    assert model.stem.kernel_size == model.stem.stride == (2, 2)
+    assert model.stem.out_channels >= 3 * 2 * 2
     assert model(images).shape == (2, 10)
+    chain = Chain.of(model, (3, 32, 32))
+    assert chain.depth == CONVNET_DEPTH
+    assert {(layout.width, layout.grid) for layout in chain.layouts} == {(width, (16, 16))}
+    assert torch.equal(chain(images), model(images))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from toys import CLASSES, map_chain, random_batches, same_state, snapshot, three_chains
 
@@ -324,6 +325,21 @@ def test_bf16_rounds_products_and_leaves_weights_in_fp32() -> None:
     assert not torch.equal(ends["fp32"], ends["bf16"])
     # Adam turns a rounding that flips a tiny gradient's sign into a whole step: few weights, not most
     assert (ends["fp32"] - ends["bf16"]).abs().mean() < 1e-3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_attention_runs_in_parts_while_bf16_steps_are_taken_on_a_cpu(tiny_family: Family, precision: Any) -> None:
+    chains = tiny_family.chains
+    net = Supernet(chains, [Route.anchor(name, chain.depth) for name, chain in chains.items()])
+    tuning_run = tuner.Tuner(net, 1, settings(precision=precision))
+
+    def fused() -> set[bool]:
+        networks = (net, tuning_run.teacher)
+        return {m.fused_attn for one in networks for m in one.modules() if isinstance(m, Attention)}
+
+    with tuning_run.running():
+        assert fused() == {precision == "fp32"}
+    assert fused() == {True}
 
 
 @pytest.mark.parametrize("name", list(PRESETS))

@@ -43,7 +43,7 @@ class LocalBlock(Block):
         return super().forward(x + self.local(grid).flatten(2).transpose(1, 2), *args, **kwargs)
 
 
-def _settings(first_conv: str, classifier: str) -> dict[str, object]:
+def _settings(first_conv: str, classifier: str) -> dict[str, Any]:
     return {
         "num_classes": 10,
         "input_size": (3, 32, 32),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +102,11 @@ class Tuner:
         self.supernet.train()
         self.supernet.freeze_statistics()
         chains = [one for one in (self.teacher, *self.targets.values()) if isinstance(one, Chain)]
-        with block_by_block(self.supernet, *chains) if self.settings.compile else nullcontext():
+        with ExitStack() as stack:
+            if self.device == "cpu" and self.settings.precision == "bf16":
+                stack.enter_context(_attention_in_parts(self.supernet, self.teacher, *self.targets.values()))
+            if self.settings.compile:
+                stack.enter_context(block_by_block(self.supernet, *chains))
             yield
 
     def step(self, batches: Iterator[Batch]) -> Progress:
@@ -269,6 +273,19 @@ def mixed_loss(logits: Tensor, labels: Tensor, taught: Tensor, settings: TuningS
 
 def _frozen_copy(chain: nn.Module) -> nn.Module:
     return copy.deepcopy(chain).eval().requires_grad_(False)
+
+
+@contextmanager
+def _attention_in_parts(*networks: nn.Module) -> Iterator[None]:
+    """timm's attention as two products and a softmax, a quarter off a step: torch's own parts look for masked rows."""
+    fused: list[Any] = [m for one in networks for m in one.modules() if getattr(m, "fused_attn", False)]
+    try:
+        for attention in fused:
+            attention.fused_attn = False
+        yield
+    finally:
+        for attention in fused:
+            attention.fused_attn = True
 
 
 def _arithmetic(device: str, settings: TuningSettings) -> ExitStack:
