@@ -250,6 +250,16 @@ def test_a_selector_that_is_named_goes_up_and_none_goes_as_the_family_says(
     assert (found.selector, found.direction) == ("klas", expected)
 
 
+@pytest.mark.parametrize(
+    ("family", "said", "expected"), [("deit", None, 20), ("deit-micro", None, 8), ("deit-micro", 5, 5)]
+)
+def test_the_family_says_how_many_buckets_there_are_unless_the_user_does(
+    family: str, said: int | None, expected: int
+) -> None:
+    options = {"selector": None, "direction": None, "buckets": said, "tolerance": 0.05, "pairs": ()}
+    assert selection_settings(builtin_families()[family], {**options, "most": None, "seed": 0}).buckets == expected
+
+
 AS_NOBODY = """
 import os, sys
 from klas_zoo.cli import main

@@ -35,7 +35,7 @@ def test_the_example_of_the_page_runs_as_it_stands(
 def test_options_are_the_commands_with_its_defaults() -> None:
     found = _complete({"tune_steps": 3, "pairs": [("tiny", "base")], "latency_batches": 4})
     assert (found["tune_steps"], found["pairs"], found["latency_batches"]) == (3, ("tiny:base",), (4,))
-    assert (found["buckets"], found["batch"], found["tolerance"], found["skip_damaged"]) == (20, 100, 0.05, 0)
+    assert (found["init_images"], found["batch"], found["tolerance"], found["skip_damaged"]) == (None, 100, 0.05, 0)
     assert found.keys() >= {str(one.name) for one in command.params} - {"family", "as_json", "nproc", "max_restarts"}
 
 

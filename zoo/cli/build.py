@@ -83,7 +83,7 @@ _OF_TUNING = (
 @click.option("--probe-epochs", type=click.IntRange(min=1), default=4, show_default=True, help="Epochs of the probes.")
 @click.option("--probe-batch", type=click.IntRange(min=2), default=64, show_default=True, help="Images per step of the probes.")
 @click.option("--probe-lr", type=Number(min=0, min_open=True), default=0.01, show_default=True, help="Learning rate of the probes.")
-@click.option("--buckets", type=click.IntRange(min=1), default=20, show_default=True, help="Cost buckets between two anchors.")
+@click.option("--buckets", type=click.IntRange(min=1), help="Cost buckets between two anchors. Default: the family's, else 20.")
 @click.option("--tolerance", type=Number(min=0), default=0.05, show_default=True, help="τ: keep what is within this share of a bucket's best Γ.")
 @selector_options
 @click.option("--per-bucket", "most", type=click.IntRange(min=1), help="Keep the N best stitches per bucket, ignoring τ.", metavar="N")

@@ -178,7 +178,7 @@ def selection_settings(spec: FamilySpec, options: dict[str, Any]) -> SelectionSe
     # a selector that is named is the published one, from small to large
     direction = options["direction"] or ("up" if options["selector"] else spec.direction)
     return SelectionSettings(
-        buckets=options["buckets"],
+        buckets=options["buckets"] or spec.buckets,
         tolerance=options["tolerance"],
         pairs=anchor_pairs(spec, options["pairs"]),
         selector=find_selector(options["selector"] or "klas").name,

@@ -24,7 +24,7 @@ from klas_zoo.cli.output import say_json
 @click.option("--family", required=True, help="A built-in family (klas-zoo families), or a TOML file of your own.")
 @selector_options
 @click.option("--pair", "pairs", multiple=True, metavar="SOURCE:TARGET", help="Stitch these anchors instead of those the selector would; repeatable.")
-@click.option("--buckets", type=click.IntRange(min=1), default=20, show_default=True, help="Cost buckets between two anchors.")
+@click.option("--buckets", type=click.IntRange(min=1), help="Cost buckets between two anchors. Default: the family's, else 20.")
 @click.option("--tolerance", type=Number(min=0), default=0.05, show_default=True, help="τ: keep what is within this share of a bucket's best score.")
 @click.option("--per-bucket", "most", type=click.IntRange(min=1), help="Keep the N best stitches per bucket, ignoring τ.", metavar="N")
 @former_name("--most", "most", type=click.IntRange(min=1))

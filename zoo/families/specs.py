@@ -69,9 +69,10 @@ class FamilySpec:
     that plain networks are both faster and more accurate than all stitches of the family, and where that
     was compared; empty where it is not known.
     `sample` is a folder of embedded images, for a family that brings its own; `direction` is the way its
-    stitches run unless the user states one; `images` overrides fields of timm's data configuration for all anchors;
-    `supernet` is a file of stitches that are tuned already (`klas_zoo.tuning.shipped`); `quick_steps` are the
-    optimiser steps of the preset `quick`, for a family whose networks are too large for the preset's own number;
+    stitches run, and `buckets` the number of cost buckets of two anchors, unless the user states another; `images`
+    overrides fields of timm's data configuration for all anchors; `supernet` is a file of stitches that are tuned
+    already (`klas_zoo.tuning.shipped`); `quick_steps` are the optimiser steps of the preset `quick`, for a family
+    whose networks are too large for the preset's own number;
     `path` is its file, None for built-in families.
     """
 
@@ -82,6 +83,7 @@ class FamilySpec:
     description: str = ""
     preset: Literal["quick", "paper"] = "quick"
     direction: Direction = "up"
+    buckets: Positive = 20
     sample: Path | None = None
     images: dict[str, Any] = field(default_factory=dict)
     supernet: Path | None = None
