@@ -219,9 +219,7 @@ class Teachers(nn.Module):
         return torch.stack(found).mean(0)
 
 
-def let_muon_update(
-    optimiser: torch.optim.Optimizer, chains: nn.Module, rate: float, weight_decay: float
-) -> None:
+def let_muon_update(optimiser: torch.optim.Optimizer, chains: nn.Module, rate: float, weight_decay: float) -> None:
     """Muon updates the matrices of anchors' blocks before every step of a tuner's optimiser, which keeps the rest.
 
     Its rate follows that of the optimiser's first group.

@@ -1,7 +1,7 @@
 """Does KLAS beat its rivals? Every selector, tuned alike, on full CIFAR-10 and real trained families.
 
     python benchmarks/compare_selectors.py --data data/cifar10                   # everything: hours on 2 cores
-    python benchmarks/compare_selectors.py --data data/cifar10 --families deit-micro benchmarks/resnet-micro.toml
+    python benchmarks/compare_selectors.py --data data/cifar10 --families deit-micro benchmarks/convnet-micro.toml
 
 For each family and seed all measurements are taken once; then each selector's stitches are fitted, tuned
 for the same number of steps on the same batches, and scored on the same test images. Besides these
@@ -326,13 +326,13 @@ def run_family(name: str, arguments: argparse.Namespace) -> None:
     for seed in arguments.seeds:
         job = open_job(name, seed, arguments)
         measured = take_measurements(job, folder / f"measurements-{seed}.json")
+        if (str(seed),) not in done(folder / "cascades.csv", "seed"):
+            run_cascades(job, folder / "cascades.csv")
         if arguments.select_only:
             write_selected(job, arguments.selectors, measured, folder / f"selected-{seed}.json")
             continue
         if (str(seed),) not in done(folder / "candidates.csv", "seed"):
             score_candidates(job, measured, folder / "candidates.csv")
-        if (str(seed),) not in done(folder / "cascades.csv", "seed"):
-            run_cascades(job, folder / "cascades.csv")
         for selector in arguments.selectors:
             if (str(seed), selector) not in done(folder / "runs.csv", "seed", "selector"):
                 run_selector(job, selector, measured, folder / "runs.csv")

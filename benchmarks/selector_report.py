@@ -153,25 +153,32 @@ class Family:
 
         return self.each(selector, count)
 
-    def correlation(self, score: str, *, after_tuning: bool) -> list[float]:
-        """Spearman of −score with top-1 by bucket, one value per seed."""
+    def correlation(self, score: str, *, after_tuning: bool, quarters: bool) -> list[float]:
+        """Spearman of −score with top-1 by bucket, or by quarter of a pair's range of costs, one value per seed.
+
+        After tuning: where all candidates were tuned together, else where those that KLAS chose were.
+        """
         found = []
         for seed, rows in by((r for r in self.candidates if r["target"]), "seed").items():
-            if after_tuning and ("all", seed) not in self.runs:
-                continue
-            tuned = {row["route"]: float(row["top1"]) for row in self.runs.get(("all", seed), [])}
+            run = self.runs.get(("all", seed)) or self.runs.get(("klas", seed), [])
+            top1 = {row["route"]: float(row["top1"]) for row in (run if after_tuning else rows)}
             known = [
                 {
                     "score": float(row[f"score {score}"]),
-                    "top1": tuned[row["route"]] if after_tuning else float(row["top1"]),
-                    "bucket": (row["source"], row["target"], row["bucket"]),
+                    "top1": top1[row["route"]],
+                    "bucket": (row["source"], row["target"], self.quarter(row) if quarters else row["bucket"]),
                 }
                 for row in rows
-                if row[f"score {score}"]
+                if row[f"score {score}"] and row["route"] in top1
             ]
             if known:
                 found.append(spearman_by_bucket(known))
         return found
+
+    def quarter(self, row: Row) -> int:
+        """In which quarter of the costs between its two anchors a stitch lies, 0..3."""
+        low, high = sorted((self.anchors[row["source"]][0], self.anchors[row["target"]][0]))
+        return min(3, int(4 * (float(row["macs"]) - low) / (high - low)))
 
     def share_of_best(self, selector: str) -> list[float]:
         """Buckets whose best candidate after tuning (in the supernet of all) the selector chose, per cent.
@@ -229,10 +236,19 @@ def markdown(family: Family) -> str:
             shown(family.share_of_best(name), 1),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| score | Spearman with top-1 after the closed form | after tuning |", "|---|---|---|"]
+    lines += [
+        "",
+        "| Spearman of score and top-1 | after the closed form, by bucket | by quarter of the costs | "
+        "after tuning, by bucket | by quarter |",
+        "|---|---|---|---|---|",
+    ]
     for name in family.scores:
-        values = [shown(family.correlation(name, after_tuning=tuned), 2, sign=True) for tuned in (False, True)]
-        lines.append(f"| {name} | {values[0]} | {values[1]} |")
+        values = [
+            shown(family.correlation(name, after_tuning=tuned, quarters=quarters), 2, sign=True)
+            for tuned in (False, True)
+            for quarters in (False, True)
+        ]
+        lines.append(f"| {' | '.join([name, *values])} |")
     return "\n".join([*lines, *ablations(family.folder / "ablations.csv"), "", f"Measured on: `{family.about}`", ""])
 
 

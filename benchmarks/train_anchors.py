@@ -1,4 +1,4 @@
-"""Trains an anchor of `deit-micro` or `resnet-micro` on CIFAR-10 from scratch, and the teacher of all of them.
+"""Trains an anchor of `deit-micro` or `convnet-micro` on CIFAR-10 from scratch, and the teacher of all of them.
 
     python benchmarks/train_anchors.py teacher         --data data/cifar10 --out data/anchors --epochs 40
     python benchmarks/train_anchors.py deit_micro_base --data data/cifar10 --out data/anchors \
@@ -7,7 +7,7 @@
 The teacher is a convolutional network that learns from labels. Anchors are trained one by one and know nothing
 of each other: each learns from labels and from the teacher's answers to the same augmented and mixed images
 (Hinton et al. 2015, arXiv:1503.02531; Beyer et al. 2022, arXiv:2106.05237). Without `--teacher` they learn from
-labels alone. Matrices of the blocks are updated by Muon, everything else by AdamW.
+labels alone. Matrices and full convolutions of the blocks are updated by Muon, everything else by AdamW.
 
 Runs on the CPU or, with `--device cuda`, on a GPU, in bf16 autocast. The training images that ship as the
 sample are left out of training and serve as the validation set. `--seconds` ends the schedule after a time
