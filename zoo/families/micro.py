@@ -59,9 +59,13 @@ def _settings(first_conv: str, classifier: str) -> dict[str, Any]:
 
 # timm looks this name up in the module of every registered model
 default_cfgs = generate_default_cfgs(
-    {f"deit_micro_{size}.cifar10": _settings("patch_embed.proj", "head") for size in ("tiny", "small", "base")}
-    | {f"convnet_micro_{size}.cifar10": _settings("stem", "head") for size in ("small", "base")}
-)
+    {
+        f"{model}.cifar10": _settings("stem" if model.startswith("convnet") else "patch_embed.proj", "head")
+        for model in (
+            "deit_micro_tiny", "deit_micro_small", "deit_micro_base", "convnet_micro_small", "convnet_micro_base",
+        )
+    }
+)  # fmt: skip
 
 
 def _build_deit(
