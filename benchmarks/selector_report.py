@@ -110,7 +110,7 @@ class Family:
 
     def __init__(self, folder: Path) -> None:
         self.name, self.folder = folder.name, folder
-        self.about = (folder / "candidates.csv").open().readline().lstrip("# ").strip()
+        self.about = (folder / "candidates.csv").read_text().partition("\n")[0].lstrip("# ")
         self.candidates = read(folder / "candidates.csv")
         self.runs = by(read(folder / "runs.csv"), "selector", "seed")
         self.cascades = read(folder / "cascades.csv")

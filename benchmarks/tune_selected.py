@@ -303,6 +303,9 @@ def main() -> None:
     ends = time.time() + 60 * arguments.minutes
     arguments.out.mkdir(parents=True, exist_ok=True)
     jobs = jobs_of(arguments, arguments.selectors)
+    if not jobs:
+        print("Everything asked for is done.")
+        return
     arguments.processes = min(arguments.processes, len(jobs))
     context = multiprocessing.get_context("spawn")
     data = load(arguments.data, DEVICE)[0], load_test(arguments.data, DEVICE)

@@ -66,3 +66,24 @@ def test_tables_are_read_without_the_line_that_says_where_they_were_measured(
     file.write_text('# {"hardware": "a machine"}\nseed,top1\n0,81.5\n1,82.5\n')
     assert report.read(file) == [{"seed": "0", "top1": "81.5"}, {"seed": "1", "top1": "82.5"}]
     assert report.shown([81.5, 82.5], 1) == "82.0 ± 0.7"
+
+
+@pytest.mark.parametrize(
+    ("after_tuning", "quarters", "expected"),
+    # top-1 in closed form follows the score; tuned, KLAS's own four of the first quarter are the other way round
+    [(False, True, [1.0]), (True, True, [-1.0]), (False, False, [math.nan])],
+)
+def test_correlations_by_quarter_and_after_tuning_of_what_klas_chose(
+    report: ModuleType, tmp_path: Path, after_tuning: bool, quarters: bool, expected: list[float]
+) -> None:
+    header = "seed,selector,route,source,i,target,j,macs,bucket,reason,top1,seconds"
+    anchors = ["a,a,,,,100,,,50,", "b,b,,,,500,,,90,"]
+    # costs 110..150 lie in the first quarter of 100..500, 490 in the last; every one has a bucket of its own
+    stitches = [f"s{k},a,{k},b,{k},{110 + 10 * k},{k},best" for k in range(5)] + ["t,a,5,b,5,490,19,best"]
+    candidates = [*(f"0,,{row}," for row in anchors), *(f"0,,{row},{60 + k},,{-k}" for k, row in enumerate(stitches))]
+    runs = [*(f"0,klas,{row}" for row in anchors), *(f"0,klas,{row},{70 - k},1" for k, row in enumerate(stitches[:4]))]
+    (tmp_path / "candidates.csv").write_text("\n".join(["# {}", f"{header},score klas", *candidates]) + "\n")
+    (tmp_path / "runs.csv").write_text("\n".join(["# {}", header, *runs]) + "\n")
+    (tmp_path / "cascades.csv").write_text("# {}\nseed,small,large,threshold,macs,top1\n")
+    found = report.Family(tmp_path).correlation("klas", after_tuning=after_tuning, quarters=quarters)
+    assert found == pytest.approx(expected, nan_ok=True)
