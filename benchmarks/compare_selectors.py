@@ -8,8 +8,8 @@ for the same number of steps on the same batches, and scored on the same test im
 selectors of klas-zoo there are `warm-up` (all candidates are tuned together for a third of the steps, the best of each
 bucket on held-out images go on), and controls: `all` (every candidate in one supernet), `self` (a network
 stitched with itself, blocks left out) and cascades of two anchors at the same mean cost. Selectors stitch
-up, from the smaller anchor to the larger one, as published; those called `<selector> both` choose among
-stitches down as well (`--direction both`), and `<selector> few` keep the best of 4 buckets a pair, no more than SN-Net
+up, from the smaller anchor to the larger one, as published; those called `<selector> down` stitch the other way
+(`--direction down`), `<selector> both` choose among stitches both ways, and `<selector> few` keep the best of 4 buckets a pair, no more than SN-Net
 has where networks have stages.
 
 Written: results/selectors/<family>/*.csv, a line of `#` before the header says on what machine. Seeds and
@@ -44,7 +44,7 @@ from klas_zoo.profiles.devices import resolve_device
 from klas_zoo.profiles.macs import route_costs
 from klas_zoo.routes import Route, Seam
 from klas_zoo.selection import select
-from klas_zoo.selection.candidates import Candidate, SelectionSettings
+from klas_zoo.selection.candidates import Candidate, Direction, SelectionSettings
 from klas_zoo.selection.measurements import Measurements
 from klas_zoo.selection.measuring import MeasurementImages, images_of, measure
 from klas_zoo.selection.probes import ProbeSettings
@@ -59,7 +59,7 @@ from klas_zoo.versions import versions
 SELECTORS = (
     "snnet", "klas", "kl-only", "cka", "mse", "ce", "direct", "random", "output-kl",
 )  # fmt: skip
-BOTH, FEW = " both", " few"  # end the names of variants
+DOWN, BOTH, FEW = " down", " both", " few"  # end the names of variants
 OTHERS = (
     "klas both", "kl-only both", "snnet both", "klas few", "kl-only few", "klas both few", "warm-up", "all", "self",
 )  # fmt: skip
@@ -82,8 +82,10 @@ class Job:
 
     def settings(self, selector: str) -> SelectionSettings:
         few = {"buckets": 4, "most": 1} if selector.endswith(FEW) else {}
-        name = selector.removesuffix(FEW).removesuffix(BOTH)
-        return SelectionSettings(selector=name, direction="both" if BOTH in selector else "up", seed=self.seed, **few)
+        wanted = selector.removesuffix(FEW)
+        direction: Direction = "both" if wanted.endswith(BOTH) else "down" if wanted.endswith(DOWN) else "up"
+        name = wanted.removesuffix(BOTH).removesuffix(DOWN)
+        return SelectionSettings(selector=name, direction=direction, seed=self.seed, **few)
 
     @property
     def images(self) -> MeasurementImages:
@@ -125,7 +127,7 @@ def take_measurements(job: Job, file: Path) -> Measurements:
     names = ["klas", *(name for name in SELECTORS if name in job.arguments.selectors)]
     needs = frozenset().union(*(find_selector(name).asks_for(job.settings(name)) for name in names))
     found = measure(
-        job.family.chains, needs - {"latency_ms"}, job.images, job.macs, job.settings("klas"),
+        job.family.chains, needs - {"latency_ms"}, job.images, job.macs, job.settings("klas both"),
         probing=job.probing,
     )  # fmt: skip
     file.write_text(json.dumps(found.to_json(), sort_keys=True) + "\n")

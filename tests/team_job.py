@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from toys import random_batches, token_chain
+from toys import data_of, random_batches, token_chain
 
 from klas_zoo.data.loading import Batch
 from klas_zoo.data.order import in_order, shuffled
 from klas_zoo.errors import KlasZooError
 from klas_zoo.processes.team import Team, join, leave
 from klas_zoo.routes import Route
-from klas_zoo.selection.probes import ProbeSettings, train_probes
+from klas_zoo.selection.measuring import images_of, learn_probes
+from klas_zoo.selection.probes import Probes, ProbeSettings, train_probes
 from klas_zoo.supernet import Supernet
 from klas_zoo.tuning.checkpoints import Checkpoints
 from klas_zoo.tuning.evaluation import evaluate
@@ -30,6 +31,7 @@ SETTINGS = TuningSettings(
     steps=STEPS, epochs=1, batch=12, anchor_rate=1e-3, stitch_rate=1e-2, weight_decay=0.1, warmup=0.2,
     distillation=0.6, hard=False, clip=0.5, augmentation="light", init_images=8, precision="fp32", seed=3,
 )  # fmt: skip
+PROBING = ProbeSettings(epochs=3, batch=10)
 WAYS: dict[str, dict[str, Any]] = {"plain": {}, "accumulated and averaged": {"accumulate": 3, "ema": 0.8}}
 ((IMAGES, LABELS),) = random_batches((50,))
 
@@ -69,7 +71,17 @@ def tuned(team: Team, settings: TuningSettings, folder: Path | None = None) -> t
 def probed(team: Team) -> dict[str, Tensor]:
     epochs = [shuffled(len(IMAGES), 10, epoch, False, 0, team) for epoch in range(3)]
     streams = ((pick([draw.position for draw in draws]) for draws in order) for order in epochs)
-    probes = train_probes(dict(supernet().chains.items()), streams, ProbeSettings(epochs=3, batch=10), team=team)
+    return _weights(train_probes(dict(supernet().chains.items()), streams, PROBING, team=team))
+
+
+def probed_from_stored_features(team: Team) -> dict[str, Tensor]:
+    """Every process computes features of whole batches of 7 by turns: 4 of them the first, 4 the second."""
+    data = data_of([(IMAGES, LABELS)], random_batches())
+    images = images_of(data, probing=PROBING, batch=7, init_images=8, seed=0, team=team)
+    return _weights(learn_probes(dict(supernet().chains.items()), images, PROBING, team=team))
+
+
+def _weights(probes: dict[str, Probes]) -> dict[str, Tensor]:
     return {f"{name}.{key}": value for name, one in probes.items() for key, value in one.state_dict().items()}
 
 
@@ -81,7 +93,10 @@ def evaluated(team: Team) -> list[float]:
 
 def everything(team: Team) -> dict[str, Any]:
     ways = {name: tuned(team, replace(SETTINGS, **changes)) for name, changes in WAYS.items()}
-    return {"tuned": ways, "probes": probed(team), "top1": evaluated(team)}
+    return {
+        "tuned": ways, "probes": probed(team), "probes of stored features": probed_from_stored_features(team),
+        "top1": evaluated(team),
+    }  # fmt: skip
 
 
 def restored(team: Team, folder: Path, having: set[int]) -> list[Any]:

@@ -25,7 +25,8 @@ from toys import (
 from klas_zoo.chains import Chain, first_token
 from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
-from klas_zoo.selection.probes import Probes, ProbeSettings, log_probabilities, train_probes, walk_pooled
+from klas_zoo.selection.pooled_features import walk_pooled
+from klas_zoo.selection.probes import Probes, ProbeSettings, log_probabilities, train_probes
 
 
 def separable(count: int, *, seed: int, offset: float = 0.0) -> Batch:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from klas_zoo.chains import Chain
-from klas_zoo.data.loading import Batch
+from klas_zoo.data.loading import Batch, Data, Split
 
 IMAGE = (3, 8, 8)
 CLASSES = 5
@@ -100,6 +100,29 @@ def random_batches(sizes: Sequence[int] = (4, 4, 3), *, seed: int = 0, classes: 
         (torch.randn(size, *IMAGE, generator=generator), torch.randint(classes, (size,), generator=generator))
         for size in sizes
     ]
+
+
+class InMemory:
+    """Images that are tensors already, as a source of labelled images."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.images = torch.cat([images for images, _ in batches])
+        self.labels = torch.cat([labels for _, labels in batches]).tolist()
+
+    def image(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+def data_of(train: Sequence[Batch], heldout: Sequence[Batch]) -> Data:
+    """A data set of images in memory, not augmented; what is held out tests as well."""
+    splits = [
+        Split(source, range(len(source.labels)), lambda image: image)  # type: ignore[arg-type]
+        for source in (InMemory(train), InMemory(heldout))
+    ]
+    return Data(
+        train=splits[0], augmented=splits[0], heldout=splits[1], test=splits[1], description="in memory",
+        fingerprint="", train_fingerprint="", test_fingerprint="",
+    )  # fmt: skip
 
 
 def rebatched(batches: Sequence[Batch], size: int) -> list[Batch]:

@@ -24,7 +24,7 @@ from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip
 from klas_zoo.data.damage import DamageCheck
 from klas_zoo.data.order import Draw, Order, in_order, shuffled
 from klas_zoo.data.sources import LabelledImages, fingerprint, open_images
-from klas_zoo.errors import DataError, UsageError
+from klas_zoo.errors import DataError
 from klas_zoo.pixels import UnreadableImage, check_channels, with_channels
 from klas_zoo.processes.randomness import keeping_cpu_randomness, seed_cpu
 from klas_zoo.processes.team import ALONE, Team
@@ -219,8 +219,6 @@ def batches(
     if shuffle_seed is None:
         order = in_order(len(split), size, team)
     else:
-        if size % team.size:
-            raise UsageError(f"A batch of {size} images cannot be shared by {team.size} processes evenly.")
         order = shuffled(len(split), size, shuffle_seed, forever, start, team)
     loader = DataLoader(
         split,

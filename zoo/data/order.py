@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from klas_zoo.errors import UsageError
 from klas_zoo.processes.randomness import mixed
 from klas_zoo.processes.team import Team
 
@@ -44,7 +45,12 @@ def shuffled(length: int, size: int, seed: int, forever: bool, start: int, team:
     """Each process's share of every batch, which has to come out even, from batch `start` on.
 
     Batch k holds places k · size … (k + 1) · size of one permutation after the other.
+
+    Raises:
+        UsageError: a batch cannot be shared out evenly.
     """
+    if size % team.size:
+        raise UsageError(f"A batch of {size} images cannot be shared by {team.size} processes evenly.")
     share = size // team.size
     number, order = -1, torch.empty(0)
     for batch in count(start) if forever else range(start, length // size):

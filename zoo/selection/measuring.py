@@ -11,9 +11,11 @@ from functools import partial
 from itertools import islice
 
 import torch
+from torch import Tensor
 
 from klas_zoo.chains import Chain
 from klas_zoo.data.loading import Batch, Data, batches
+from klas_zoo.data.order import Draw, in_order, shuffled
 from klas_zoo.errors import SelectionError
 from klas_zoo.processes.team import ALONE, Team
 from klas_zoo.routes import Seam
@@ -22,12 +24,28 @@ from klas_zoo.selection.anchor_outputs import fit_stitches, measure_answers
 from klas_zoo.selection.candidates import CostFunction, SelectionSettings, candidates_of
 from klas_zoo.selection.cka import measure_cka
 from klas_zoo.selection.measurements import SEAM_NEEDS, Measurements, Need, SelectionWarning
+from klas_zoo.selection.pooled_features import MOST_BYTES, bytes_of, pool_features
 from klas_zoo.selection.probes import Probes, ProbeSettings, train_probes
 from klas_zoo.selection.selectors import find_selector
 from klas_zoo.selection.similarity import Similarities, measure_outputs, measure_similarities
 
 Advance = Callable[[int, str], None]
 Progress = Callable[[str, int, str], AbstractContextManager[Advance]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOrder:
+    """The training images by their positions in the split, of each process its share.
+
+    Attributes:
+        images: every image once, in order, with the positions (B,) of a batch.
+        epochs: for each epoch of the probes, the positions (B,) of its batches.
+        count: images in the split.
+    """
+
+    images: Callable[[], Iterable[tuple[Tensor, Batch]]]
+    epochs: Callable[[], Iterable[Iterator[Tensor]]]
+    count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +56,7 @@ class MeasurementImages:
         epochs: one stream over the training images for each epoch of the probes.
         fit: training images that stitching layers are fitted to.
         heldout: images that nothing has learned from; never those that report accuracy.
+        order: the epochs by position, where every epoch shows the same images; their features may be stored then.
     """
 
     epochs: Callable[[], Iterable[Iterator[Batch]]]
@@ -46,6 +65,7 @@ class MeasurementImages:
     epochs_count: int
     fit_count: int
     heldout_count: int
+    order: TrainingOrder | None = None
 
 
 def images_of(
@@ -66,9 +86,19 @@ def images_of(
         init_images: how many training images stitching layers are fitted to.
         team: each process gets its share of the epochs' batches; the other streams are whole.
     """
-    wanted = min(init_images, len(data.train))
+    wanted, count = min(init_images, len(data.train)), len(data.train)
     size = min(batch, wanted)
     stream = partial(batches, device=device, workers=workers)
+    order = TrainingOrder(
+        images=lambda: zip(
+            map(_positions, in_order(count, batch, team)), stream(data.train, batch, team=team), strict=True
+        ),
+        epochs=lambda: (
+            map(_positions, shuffled(count, min(probing.batch, count), seed + epoch, False, 0, team))
+            for epoch in range(probing.epochs)
+        ),
+        count=count,
+    )
     return MeasurementImages(
         epochs=lambda: (
             stream(data.train, probing.batch, shuffle_seed=seed + epoch, team=team)
@@ -76,10 +106,15 @@ def images_of(
         ),
         fit=lambda: islice(stream(data.train, size, shuffle_seed=seed), max(1, wanted // size)),
         heldout=lambda: stream(data.heldout, batch),
-        epochs_count=probing.epochs * len(data.train),
+        epochs_count=probing.epochs * count,
         fit_count=wanted,
         heldout_count=len(data.heldout),
+        order=None if data.train.random else order,
     )
+
+
+def _positions(draws: list[Draw]) -> Tensor:
+    return torch.tensor([draw.position for draw in draws])
 
 
 @contextmanager
@@ -158,10 +193,20 @@ def learn_probes(
         SelectionError: fewer images than classes, images of one class only, activations that are not finite.
     """
     _check_images(chains, images, probing)
+    streams, pooled_at = images.epochs, None
+    order = images.order
+    if order is not None and probing.epochs > 1 and bytes_of(chains, order.count) <= MOST_BYTES:
+        with stage("features", order.count, "images") as advance:
+            stored = pool_features(
+                chains, order.images(), order.count, team=team, on_batch=lambda n: advance(n * team.size, "")
+            )
+        streams, pooled_at = lambda: map(stored.batches, order.epochs()), stored.at
     with stage("probes", images.epochs_count, "images") as advance:
         classes: set[int] = set()
-        epochs = (_watch_classes(batches, classes) for batches in images.epochs())
-        probes = train_probes(chains, epochs, probing, team=team, on_batch=lambda n: advance(n * team.size, ""))
+        epochs = (_watch_classes(batches, classes) for batches in streams())
+        probes = train_probes(
+            chains, epochs, probing, pooled_at=pooled_at, team=team, on_batch=lambda n: advance(n * team.size, "")
+        )
     if len(set().union(*team.gather(classes))) == 1:
         raise SelectionError("The training images are of one class only; there is nothing to tell apart.")
     return probes

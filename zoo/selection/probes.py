@@ -1,24 +1,26 @@
 """ProbeNet: one linear probe on every block of every frozen anchor (KLAS §3.1).
 
-The anchor's forward pass runs once per batch, without gradient, and all of its probes learn
-from that one pass. A probe is pooled features → standardisation without parameters →
-Linear(width, classes) → softmax; standardisation with running statistics stays a linear
-map, and lets probes of very different scales share one learning rate.
+The anchor's forward pass runs once per batch, without gradient, and all of its probes learn from that one pass;
+or once per image, where features are stored (pooled_features.py). A probe is pooled features → standardisation
+without parameters → Linear(width, classes) → softmax; standardisation with running statistics stays a linear map,
+and lets probes of very different scales share one learning rate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from klas_zoo.chains import Chain, evaluating
+from klas_zoo.chains import Chain
 from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
 from klas_zoo.processes.team import ALONE, Team
+from klas_zoo.selection.pooled_features import walk_pooled
 
 
 class Probes(nn.Module):
@@ -99,21 +101,12 @@ class ProbeSettings:
     weight_decay: float = 1e-3
 
 
-def walk_pooled(chain: Chain, images: Tensor) -> tuple[list[Tensor], Tensor]:
-    """One forward pass: pooled features of block 1..n, each (B, D_k), and the logits (B, classes)."""
-    pooled = []
-    with evaluating(chain):
-        for position, features in enumerate(chain.walk(images)):
-            if position > 0:
-                pooled.append(chain.pool(features, chain.layouts[position]))
-        return pooled, chain.head(features)
-
-
 def train_probes(
     chains: dict[str, Chain],
     epochs: Iterable[Iterator[Batch]],
     settings: ProbeSettings,
     *,
+    pooled_at: Callable[[str, Tensor], list[Tensor]] | None = None,
     team: Team = ALONE,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> dict[str, Probes]:
@@ -121,6 +114,8 @@ def train_probes(
 
     Args:
         epochs: `settings.epochs` iterators over the training split.
+        pooled_at: an anchor's pooled features of a batch, each (B, D_k). By default batches are of images, and
+            the anchor computes them.
         team: every process comes with an equal share of each batch; all end with the same probes, those
             of one process up to rounding.
         on_batch: called with the number of images after each batch.
@@ -128,6 +123,8 @@ def train_probes(
     Raises:
         SelectionError: an anchor's features or a probe's loss are not finite; names the block.
     """
+    if pooled_at is None:
+        pooled_at = partial(_run_and_pool, chains)
     probes = {name: Probes(chain, team).to(_device(chain)).train() for name, chain in chains.items()}
     learned = [p for probe in probes.values() for p in probe.parameters()]
     optimiser = torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -135,12 +132,10 @@ def train_probes(
         # a linear decay to a tenth: the last epochs settle instead of circling
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * (1 - 0.9 * epoch / max(1, settings.epochs - 1))
-        for images, labels in batches:
+        for batch, labels in batches:
             total = torch.zeros(())
-            for name, chain in chains.items():
-                with torch.inference_mode():
-                    pooled, _ = walk_pooled(chain, images)
-                losses = _losses(probes[name]([p.clone() for p in pooled]), labels)
+            for name in chains:
+                losses = _losses(probes[name](pooled_at(name, batch)), labels)
                 _check_finite(losses, name)
                 total = total + losses.sum()
             total.backward()
@@ -149,6 +144,12 @@ def train_probes(
             optimiser.zero_grad()
             on_batch(len(labels))
     return {name: probe.eval() for name, probe in probes.items()}
+
+
+def _run_and_pool(chains: Mapping[str, Chain], anchor: str, images: Tensor) -> list[Tensor]:
+    with torch.inference_mode():
+        pooled, _ = walk_pooled(chains[anchor], images)
+    return [features.clone() for features in pooled]  # what inference mode made cannot be learned from
 
 
 def log_probabilities(chain: Chain, probes: nn.Module, images: Tensor) -> Tensor:
