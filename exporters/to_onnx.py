@@ -87,6 +87,11 @@ class RouteExporter:
         self._supernet, self._input_shape, self._convert = supernet, input_shape, convert
         everything = _Everything(supernet, supernet.routes if routes is None else routes)
         self._model = _translate(everything, input_shape, everything.names, "the supernet", opset)
+        # by the name of a weight: its transposed forms in the graph, and their axes
+        self._turned: dict[str, dict[str, tuple[int, ...]]] = {}
+        for name, value in self._model.graph.initializers.items():
+            if isinstance(value.const_value, _Turned):
+                self._turned.setdefault(value.const_value.source, {})[name] = value.const_value.axes
 
     def export(self, route: Route, path: Path, *, metadata: Mapping[str, str]) -> None:
         """Writes a route as `export` would.
@@ -115,9 +120,7 @@ class RouteExporter:
             return convert(model, str(route))
         model = self._model.clone()
         values = ir.convenience.create_value_mapping(model.graph)
-        last = route.segments[-1].anchor
-        original = route.is_anchor and f"anchor_{last}" in self._supernet.originals
-        model.graph.outputs[:] = [values[_logits(last, original=original)]]
+        model.graph.outputs[:] = [values[_logits(route.segments[-1].anchor)]]
         for seam in route.seams:
             features = values[_features(seam.target, seam.j)]
             ir.convenience.replace_all_uses_with(features, values[str(seam)])
@@ -128,13 +131,25 @@ class RouteExporter:
         return convert(model, str(route))
 
     def _own_tensors(self, route: Route) -> dict[str, Tensor] | None:
-        """A route's own tensors by the names of the shared ones in the graph; None where they are no such tensors."""
-        found = self._supernet.own_tensors(route)
-        if found is None:
-            return {}
-        chain = f"supernet.chains.anchor_{route.segments[-1].anchor}"
-        named = {f"{chain}.{graph_name(name)}": tensor for name, tensor in found.values.items()}
-        return named if named.keys() <= self._model.graph.initializers.keys() else None
+        """A route's own tensors by the names of the shared ones in the graph; None where they are no such tensors.
+
+        All weights of an anchor that runs with those from before tuning are its own.
+        """
+        chain = f"anchor_{route.segments[-1].anchor}"
+        tensors: Mapping[str, Tensor] = {}
+        if route.is_anchor and chain in self._supernet.originals:
+            tensors = self._supernet.originals[chain].state_dict()
+        elif (found := self._supernet.own_tensors(route)) is not None:
+            tensors = {graph_name(name): tensor for name, tensor in found.values.items()}
+        initializers, named = self._model.graph.initializers, dict[str, Tensor]()
+        for name, tensor in tensors.items():
+            shared = f"supernet.chains.{chain}.{name}"
+            places = {shared: tensor} if shared in initializers else {}
+            places |= {turned: tensor.permute(*axes) for turned, axes in self._turned.get(shared, {}).items()}
+            if not places:
+                return None  # the graph holds what was computed from it
+            named |= places
+        return named
 
 
 class _Everything(nn.Module):
@@ -149,13 +164,10 @@ class _Everything(nn.Module):
         self.supernet = supernet
         wanted = tuple(routes)
         self.anchors = sorted({segment.anchor for route in wanted for segment in route.segments})
-        # anchors that run with other weights than their stitches do
-        self.originals = [name for name in self.anchors if f"anchor_{name}" in supernet.originals]
         self.seams = sorted({seam for route in wanted for seam in route.seams})
         features = sorted({(seam.target, seam.j) for seam in self.seams})
         self.names = [
             *map(_logits, self.anchors),
-            *(_logits(name, original=True) for name in self.originals),
             *(_features(*position) for position in features),
             *map(str, self.seams),
         ]
@@ -167,8 +179,6 @@ class _Everything(nn.Module):
             for position, features in enumerate(chain.walk(images)):
                 found[_features(anchor, position)] = features
             found[_logits(anchor)] = chain.head(features)
-        for name in self.originals:
-            found[_logits(name, original=True)] = self.supernet.originals[f"anchor_{name}"](images)
         for seam in self.seams:
             found[str(seam)] = self.supernet.stitch(seam)(found[_features(seam.source, seam.i)])
         return tuple(found[name] for name in self.names)
@@ -179,8 +189,8 @@ def _features(anchor: str, position: int) -> str:
     return f"{anchor}:{position}"
 
 
-def _logits(anchor: str, *, original: bool = False) -> str:
-    return f"{anchor}:{'original:' if original else ''}{OUTPUT}"
+def _logits(anchor: str) -> str:
+    return f"{anchor}:{OUTPUT}"
 
 
 def _translate(module: nn.Module, input_shape: Shape, outputs: Sequence[str], what: str, opset: int) -> ir.Model:
@@ -223,8 +233,9 @@ def _transpose_weights(model: ir.Model) -> None:
         weight = node.inputs[0].const_value if node.op_type == "Transpose" and node.inputs[0] is not None else None
         if weight is None or "perm" not in node.attributes:
             continue
-        turned = _turned(weight, node.attributes["perm"].as_ints())
-        name = f"{node.inputs[0].name}_transposed_{node.outputs[0].name}"  # type: ignore[union-attr]
+        source = str(node.inputs[0].name)  # type: ignore[union-attr]
+        turned = _Turned(source, weight, tuple(node.attributes["perm"].as_ints()))
+        name = f"{source}_transposed_{node.outputs[0].name}"
         value = ir.Value(name=name, shape=turned.shape, type=ir.TensorType(turned.dtype), const_value=turned)
         model.graph.register_initializer(value)
         ir.convenience.replace_all_uses_with(node.outputs[0], value)
@@ -232,11 +243,20 @@ def _transpose_weights(model: ir.Model) -> None:
     passes.RemoveUnusedNodesPass()(model)
 
 
-def _turned(weight: ir.TensorProtocol, permutation: Sequence[int]) -> ir.LazyTensor:
-    def turn() -> ir.TensorProtocol:
-        return ir.Tensor(np.ascontiguousarray(weight.numpy().transpose(permutation)), dtype=weight.dtype)
+class _Turned(ir.LazyTensor):
+    """A weight with its axes in another order.
 
-    return ir.LazyTensor(turn, weight.dtype, ir.Shape([weight.shape.numpy()[axis] for axis in permutation]))
+    Attributes:
+        source: the weight's name in the graph.
+        axes: axis k of this one is axis `axes[k]` of the weight.
+    """
+
+    def __init__(self, source: str, weight: ir.TensorProtocol, axes: tuple[int, ...]) -> None:
+        def turn() -> ir.TensorProtocol:
+            return ir.Tensor(np.ascontiguousarray(weight.numpy().transpose(axes)), dtype=weight.dtype)
+
+        super().__init__(turn, weight.dtype, ir.Shape([weight.shape.numpy()[axis] for axis in axes]))
+        self.source, self.axes = source, axes
 
 
 def finish(model: ir.Model, metadata: Mapping[str, str]) -> onnx.ModelProto:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from toys import IMAGE, map_chain, three_chains
 
 from klas_zoo.chains import Chain
+from klas_zoo.exporters import to_onnx
 from klas_zoo.exporters.to_onnx import RouteExporter
 from klas_zoo.profiles.macs import count_macs
 from klas_zoo.route_tensors import LowRankLinear, OwnTensors
@@ -184,3 +186,30 @@ def test_an_exported_route_has_its_own_tensors_and_an_anchor_its_original_weight
         (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         with torch.no_grad():
             assert torch.allclose(torch.from_numpy(logits), net(images, route), atol=1e-4), route
+
+
+@pytest.mark.parametrize(("model", "translations"), [("deit", 1), ("resnet", 2)])
+def test_an_original_anchor_shares_the_graph_unless_weights_were_folded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, translations: int
+) -> None:
+    """The weights of convolutions are multiplied by those of the batch normalisations behind them."""
+    chain, original = (Chain.of(build(*MODELS[model], seed=seed), SHAPE).eval() for seed in (1, 2))
+    route = Route.anchor("a", chain.depth)
+    net = Supernet({"a": chain}, [route]).eval()
+    net.keep_original("a", original)
+    translated: list[str] = []
+    translate = to_onnx._translate
+
+    def counted(module: nn.Module, *arguments: Any) -> Any:
+        translated.append("one")
+        return translate(module, *arguments)
+
+    monkeypatch.setattr(to_onnx, "_translate", counted)
+    RouteExporter(net, SHAPE).export(route, tmp_path / "a.onnx", metadata={})
+    assert len(translated) == translations
+    images = torch.randn(2, *SHAPE)
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(logits), original(images), atol=1e-4)
+        assert not torch.allclose(torch.from_numpy(logits), chain(images), atol=1e-2)

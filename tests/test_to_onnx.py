@@ -210,7 +210,7 @@ def test_a_graph_that_the_checker_refuses_is_not_written(
 ) -> None:
     # a name that stands for two values is what the checker is there for
     monkeypatch.setattr(to_onnx, "OUTPUT", to_onnx.INPUT)
-    monkeypatch.setattr(to_onnx, "_logits", lambda anchor, original=False: f"{anchor}:logits")
+    monkeypatch.setattr(to_onnx, "_logits", lambda anchor: f"{anchor}:logits")
     with pytest.raises(ExportError, match=r"^Cannot export route\.onnx: it failed to check \(.*images"):
         exporter.export(STITCH, tmp_path / "route.onnx", metadata={})
     assert not list(tmp_path.iterdir())
