@@ -9,8 +9,8 @@ selectors of klas-zoo there are `warm-up` (all candidates are tuned together for
 bucket on held-out images go on), and controls: `all` (every candidate in one supernet), `self` (a network
 stitched with itself, blocks left out) and cascades of two anchors at the same mean cost. Selectors stitch
 up, from the smaller anchor to the larger one, as published; those called `<selector> down` stitch the other way
-(`--direction down`), `<selector> both` choose among stitches both ways, and `<selector> few` keep the best of 4 buckets a pair, no more than SN-Net
-has where networks have stages.
+(`--direction down`), `<selector> both` choose among stitches both ways, and `<selector> few` keep the best of 4
+buckets a pair, no more than SN-Net has where networks have stages.
 
 Written: results/selectors/<family>/*.csv, a line of `#` before the header says on what machine. Seeds and
 selectors that stand there already are not run again, so an interrupted benchmark goes on where it
@@ -307,8 +307,8 @@ def write_selected(job: Job, selectors: Sequence[str], measured: Measurements, f
     chosen = {name: [_as_json(one) for one in stitches_of(job, name, measured)] for name in names}
     for name in selectors:
         if name in SELECTORS and find_selector(name).formula:
-            found = scores_of(job, name, measured)
-            for one in chosen["all"]:
+            found = scores_of(job, name + BOTH, measured)
+            for one in (*chosen["all"], *chosen.get("all both", [])):
                 one[f"score {name}"] = found.get(str(Route.from_json(one["json"])), "")
     for name, routes in chosen.items():
         print(f"{job.family.name} seed {job.seed} {name}: {len(routes)} stitches", flush=True)

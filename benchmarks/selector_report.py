@@ -27,6 +27,8 @@ Row = dict[str, str]
 Point = tuple[float, float]
 BASELINE = "snnet"
 RUN_FIELDS = ("seed", "selector", "route", "source", "i", "target", "j", "macs", "bucket", "reason", "top1", "seconds")
+TOGETHER = ("all both", "all")  # runs in which every candidate was tuned
+WAYS = {"up": "", "down": " down", "both ways": " both", "few up": " few", "few both ways": " both few"}
 LEVELS = 200  # of cost or accuracy at which two frontiers are compared
 
 
@@ -114,6 +116,11 @@ class Family:
         self.candidates = read(folder / "candidates.csv")
         self.runs = by(read(folder / "runs.csv"), "selector", "seed")
         self.cascades = read(folder / "cascades.csv")
+        chosen = folder / "selections.csv"
+        self.selections = {
+            (row["selector"], row["seed"]): frozenset(row["routes"].split())
+            for row in (read(chosen) if chosen.exists() else [])
+        }
         anchors = [row for row in self.candidates if not row["target"]]
         ends = sorted(set(points(anchors)))
         self.anchors = {row["route"]: points([row])[0] for row in anchors}
@@ -130,6 +137,29 @@ class Family:
 
     def area(self, selector: str, seed: str) -> float:
         return area(self.curve(selector, seed), *self.ends)
+
+    def together(self, seed: str) -> list[Row]:
+        """The run in which every candidate was tuned, if there is one."""
+        return next((self.runs[name, seed] for name in TOGETHER if (name, seed) in self.runs), [])
+
+    def area_kept(self, selector: str, seed: str) -> float:
+        """The area of what a selector keeps of a supernet in which every candidate was tuned; its anchors stay."""
+        chosen = self.selections[selector, seed]
+        kept = [row for row in self.together(seed) if not row["target"] or row["route"] in chosen]
+        return area(frontier(points(kept), lambda p: p[0], lambda p: p[1]), *self.ends)
+
+    def kept(self, selector: str, value: Callable[[str], float]) -> list[float]:
+        """A value of every seed in which all that the selector chose was tuned together."""
+        return [
+            value(seed)
+            for seed in self.seeds
+            if (chosen := self.selections.get((selector, seed))) is not None
+            and chosen <= {row["route"] for row in self.together(seed)}
+        ]
+
+    def is_up(self, row: Row) -> bool:
+        """Whether a stitch goes from the smaller anchor to the larger one."""
+        return self.anchors[row["source"]] < self.anchors[row["target"]]
 
     def area_ahead(self, selector: str, over: str) -> list[float]:
         return self.each(
@@ -153,14 +183,15 @@ class Family:
 
         return self.each(selector, count)
 
-    def correlation(self, score: str, *, after_tuning: bool, quarters: bool) -> list[float]:
+    def correlation(self, score: str, *, after_tuning: bool, quarters: bool, up: bool = True) -> list[float]:
         """Spearman of −score with top-1 by bucket, or by quarter of a pair's range of costs, one value per seed.
 
-        After tuning: where all candidates were tuned together, else where those that KLAS chose were.
+        Of stitches in one direction. After tuning: where all candidates were tuned together, else where those that
+        KLAS chose were.
         """
         found = []
-        for seed, rows in by((r for r in self.candidates if r["target"]), "seed").items():
-            run = self.runs.get(("all", seed)) or self.runs.get(("klas", seed), [])
+        for seed, rows in by((r for r in self.candidates if r["target"] and self.is_up(r) == up), "seed").items():
+            run = self.together(seed) or self.runs.get(("klas", seed), [])
             top1 = {row["route"]: float(row["top1"]) for row in (run if after_tuning else rows)}
             known = [
                 {
@@ -181,11 +212,11 @@ class Family:
         return min(3, int(4 * (float(row["macs"]) - low) / (high - low)))
 
     def share_of_best(self, selector: str) -> list[float]:
-        """Buckets whose best candidate after tuning (in the supernet of all) the selector chose, per cent.
+        """Buckets whose best candidate up after tuning (in the supernet of all) the selector chose, per cent.
 
-        No value for selectors that go both ways: that supernet holds the stitches up alone.
+        No value for selectors that also stitch down.
         """
-        if " both" in selector:
+        if " both" in selector or " down" in selector:
             return []
         return self.each(
             selector, lambda seed: self.share_of_best_of({row["route"] for row in self.runs[selector, seed]}, seed)
@@ -193,9 +224,9 @@ class Family:
 
     def share_of_best_of(self, chosen: Set[str], seed: str) -> float:
         """The same of any set of routes; NaN where not all candidates were tuned together."""
-        if ("all", seed) not in self.runs:
+        everything = [row for row in self.together(seed) if row["target"] and self.is_up(row)]
+        if not everything:
             return float("nan")
-        everything = [row for row in self.runs["all", seed] if row["target"]]
         groups = by(everything, "source", "target", "bucket").values()
         best = [max(inside, key=lambda row: float(row["top1"]))["route"] for inside in groups]
         return 100 * sum(route in chosen for route in best) / len(best)
@@ -236,20 +267,54 @@ def markdown(family: Family) -> str:
             shown(family.share_of_best(name), 1),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| Spearman of score and top-1 | after the closed form, by bucket | by quarter of the costs | "
-        "after tuning, by bucket | by quarter |",
-        "|---|---|---|---|---|",
-    ]
-    for name in family.scores:
-        values = [
-            shown(family.correlation(name, after_tuning=tuned, quarters=quarters), 2, sign=True)
-            for tuned in (False, True)
-            for quarters in (False, True)
-        ]
-        lines.append(f"| {' | '.join([name, *values])} |")
+    lines += [*tuned_together(family), *correlations(family)]
     return "\n".join([*lines, *ablations(family.folder / "ablations.csv"), "", f"Measured on: `{family.about}`", ""])
+
+
+def correlations(family: Family) -> list[str]:
+    """A table for stitches up, and one for stitches down where there are any."""
+    lines = []
+    for up in sorted({family.is_up(row) for row in family.candidates if row["target"]}, reverse=True):
+        lines += [
+            "",
+            f"| Spearman of score and top-1, stitches {'up' if up else 'down'} | after the closed form, by bucket | "
+            "by quarter of the costs | after tuning, by bucket | by quarter |",
+            "|---|---|---|---|---|",
+        ]
+        for name in family.scores:
+            values = [
+                shown(family.correlation(name, after_tuning=tuned, quarters=quarters, up=up), 2, sign=True)
+                for tuned in (False, True)
+                for quarters in (False, True)
+            ]
+            lines.append(f"| {' | '.join([name, *values])} |")
+    return lines
+
+
+def tuned_together(family: Family) -> list[str]:
+    """A table of what every selector keeps of one supernet; nothing where not all candidates were tuned in one."""
+    selectors = list(dict.fromkeys(name for name, _ in family.selections))
+    suffixes = sorted((suffix for suffix in WAYS.values() if suffix), key=len, reverse=True)
+    plain = [name for name in selectors if not name.endswith(tuple(suffixes))]
+    rows = []
+    for name in plain:
+        cells = []
+        for suffix in WAYS.values():
+            one = name + suffix
+            stitches = family.kept(one, lambda seed, one=one: len(family.selections[one, seed]))  # type: ignore[misc]
+            areas = family.kept(one, partial(family.area_kept, one))
+            cells.append(f"{shown(stitches, 0)}: {shown(areas)}" if areas else "–")
+        rows.append((name, cells))
+    if all(cell == "–" for _, cells in rows for cell in cells):
+        return []
+    return [
+        "",
+        "Stitches and area of what each selector keeps of one supernet in which every candidate was tuned:",
+        "",
+        f"| selector | {' | '.join(WAYS)} |",
+        f"|---|{'---|' * len(WAYS)}",
+        *(f"| {' | '.join([name, *cells])} |" for name, cells in rows),
+    ]
 
 
 def ablations(file: Path) -> list[str]:

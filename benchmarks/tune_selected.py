@@ -4,7 +4,11 @@
     python benchmarks/tune_selected.py --data data/cifar10 --family deit-micro \
         --selected benchmarks/results/selectors/deit-micro/selected-*.json --selectors snnet klas --out data/selectors \
         --steps-per-route 1000 --minutes 9 --processes 6
-    python benchmarks/tune_selected.py --collect data/selectors --results benchmarks/results/selectors/deit-micro
+    python benchmarks/tune_selected.py --collect data/selectors --results benchmarks/results/selectors/deit-micro \
+        --selected benchmarks/results/selectors/deit-micro/selected-*.json
+
+`--selectors "all both"` tunes every candidate, up and down, in one supernet: selector_report.py then says what each
+selector would have kept of it.
 
 Settings are those of the preset `quick`, which compare_selectors.py uses too: batches of 64 images, anchors tuned
 along, base as it was before as the teacher; every batch is used twice, on two routes. The 46,000 training images
@@ -253,8 +257,11 @@ def jobs_of(arguments: argparse.Namespace, selectors: list[str]) -> list[dict[st
     return jobs
 
 
-def collect(folder: Path, results: Path) -> None:
-    """Writes `runs.csv` and `candidates.csv` as compare_selectors.py does, from what `--out` holds."""
+def collect(folder: Path, results: Path, selected: list[Path]) -> None:
+    """Writes `runs.csv` and `candidates.csv` as compare_selectors.py does, from what `--out` holds.
+
+    `selections.csv` says what each selector chose, whether that was tuned or not.
+    """
     files = sorted(folder.glob("*.json"))
     records = [json.loads(file.read_text()) for file in files if not file.name.startswith("candidates-")]
     about = {
@@ -273,15 +280,25 @@ def collect(folder: Path, results: Path) -> None:
         for row in record["rows"]
     ]
     scores = dict.fromkeys(name for row in candidates for name in row if name.startswith("score "))
+    selections = [
+        {"seed": one["seed"], "selector": name, "routes": " ".join(_names(chosen))}
+        for one in (json.loads(file.read_text()) for file in selected)
+        for name, chosen in one["selected"].items()
+    ]
     for name, fields, rows in (
         ("runs.csv", RUN_FIELDS, runs),
         ("candidates.csv", ("seed", *RUN_FIELDS[2:-1], *scores), candidates),
+        ("selections.csv", ("seed", "selector", "routes"), selections),
     ):
         with (results / name).open("w", newline="") as file:
             file.write(f"# {json.dumps(about, sort_keys=True)}\n")
             writer = csv.DictWriter(file, fields, restval="", extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+
+
+def _names(stitches: list[dict[str, Any]]) -> list[str]:
+    return [str(Route.from_json(one["json"])) for one in stitches]
 
 
 def main() -> None:
@@ -298,7 +315,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
     if arguments.collect:
-        collect(arguments.collect, arguments.results)
+        collect(arguments.collect, arguments.results, arguments.selected or [])
         return
     ends = time.time() + 60 * arguments.minutes
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -310,7 +327,8 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     data = load(arguments.data, DEVICE)[0], load_test(arguments.data, DEVICE)
     for one in (json.loads(file.read_text()) for file in arguments.selected):
-        score_candidates({"seed": one["seed"], "stitches": one["selected"]["all"]}, data, arguments)
+        everything = one["selected"].get("all both") or one["selected"]["all"]
+        score_candidates({"seed": one["seed"], "stitches": everything}, data, arguments)
     together = Together(
         waiting=context.Value("i", arguments.processes), ready=context.Barrier(arguments.processes),
         shares=context.Array("d", arguments.processes),

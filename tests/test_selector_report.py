@@ -6,6 +6,7 @@ import importlib.util
 import math
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -87,3 +88,51 @@ def test_correlations_by_quarter_and_after_tuning_of_what_klas_chose(
     (tmp_path / "cascades.csv").write_text("# {}\nseed,small,large,threshold,macs,top1\n")
     found = report.Family(tmp_path).correlation("klas", after_tuning=after_tuning, quarters=quarters)
     assert found == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.fixture
+def tuned_together(report: ModuleType, tmp_path: Path) -> Any:
+    """Two anchors, two stitches up and two down, all tuned in one supernet, and what some selectors chose."""
+    header = "seed,selector,route,source,i,target,j,macs,bucket,reason,top1,seconds"
+    anchors = ["a,a,,,,100,,,50", "b,b,,,,500,,,90"]
+    stitches = ["u1,a,1,b,1,200,5,best,60", "u2,a,2,b,2,300,9,best,80"]
+    stitches += ["d1,b,1,a,1,250,7,best,70", "d2,b,2,a,2,400,14,best,65"]
+    candidates = [f"0,,{row},,{score}" for row, score in zip((*anchors, *stitches), ("", "", 2, 1, 1, 2), strict=True)]
+    runs = [f"0,all both,{row},1" for row in (*anchors, *stitches)]
+    (tmp_path / "candidates.csv").write_text("\n".join(["# {}", f"{header},score klas", *candidates]) + "\n")
+    (tmp_path / "runs.csv").write_text("\n".join(["# {}", header, *runs]) + "\n")
+    (tmp_path / "cascades.csv").write_text("# {}\nseed,small,large,threshold,macs,top1\n")
+    chosen = {"klas": "u2", "klas down": "d1 d2", "klas both": "u2 d1", "klas both few": "d1", "self": "x"}
+    rows = [f"0,{name},{routes}" for name, routes in chosen.items()]
+    (tmp_path / "selections.csv").write_text("\n".join(["# {}", "seed,selector,routes", *rows]) + "\n")
+    return report.Family(tmp_path)
+
+
+def test_what_selectors_keep_of_one_supernet_is_compared(report: ModuleType, tuned_together: Any) -> None:
+    # of an accuracy that spans 50..90 over costs of 100..500: u2 gives 30 points over the last half of the range
+    assert tuned_together.kept("klas", lambda seed: tuned_together.area_kept("klas", seed)) == [pytest.approx(0.375)]
+    # d1 gives 20 points from 250 on, d2 costs more and is worse
+    assert tuned_together.area_kept("klas down", "0") == pytest.approx(0.3125)
+    assert tuned_together.area_kept("klas both", "0") == pytest.approx(0.3125 + 0.25 * 0.5)
+    table = report.tuned_together(tuned_together)
+    assert table[-2:] == [
+        "| klas | 1: 0.375 | 2: 0.312 | 2: 0.438 | – | 1: 0.312 |",
+        "| self | – | – | – | – | – |",
+    ]
+
+
+def test_correlations_are_of_one_direction(tuned_together: Any) -> None:
+    """Too few stitches for a correlation, but each in its own table; only those up count as the best of a bucket."""
+    stitches = [row for row in tuned_together.candidates if row["target"]]
+    assert {row["route"]: tuned_together.is_up(row) for row in stitches} == {
+        "u1": True, "u2": True, "d1": False, "d2": False,
+    }  # fmt: skip
+    assert tuned_together.share_of_best_of({"u2", "d1"}, "0") == 50
+    assert tuned_together.correlation("klas", after_tuning=True, quarters=True, up=False) == pytest.approx(
+        [math.nan], nan_ok=True
+    )
+
+
+def test_families_without_such_a_supernet_have_no_such_table(report: ModuleType, tuned_together: Any) -> None:
+    tuned_together.runs = {("klas", "0"): tuned_together.runs["all both", "0"]}
+    assert report.tuned_together(tuned_together) == []
