@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,8 @@ from klas_zoo.exporters.manifest import FileEntry
 from klas_zoo.files import make_directory, sha256_of, sync_directory
 
 _REFERENCE_BYTES = 2_500_000  # of images a package keeps, at least 2 and at most 16 of them
+_SCRATCH = ".unfinished"
+_FRESH_S = 60.0  # a folder as new may be about to be locked
 
 
 def write_references(file: Path, reference: ReferenceLogits, routes: Iterable[str]) -> None:
@@ -51,12 +56,38 @@ def staging(out: Path) -> Iterator[Path]:
     if os.path.lexists(out) and not (out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
         raise PackageError(f"{out} is there already and is no empty folder: name another --out.")
     make_directory(out.parent)
-    folder = out.with_name(f".{out.name}.{os.urandom(4).hex()}.part")
-    folder.mkdir()
-    try:
+    with scratch(out) as folder:
         yield folder
         sync_directory(folder)
         folder.replace(out)  # an empty folder may be replaced
         sync_directory(out.parent)
+
+
+@contextmanager
+def scratch(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that is gone afterwards, and with it those that killed processes have left there."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.{'[0-9a-f]' * 8}{_SCRATCH}"):
+        _remove_unless_in_use(left)
+    folder = out.with_name(f".{out.name}.{os.urandom(4).hex()}{_SCRATCH}")
+    folder.mkdir()
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # without locks folders that are left stay
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield folder
+        finally:
+            os.close(lock)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_unless_in_use(folder: Path) -> None:
+    with suppress(OSError):  # it is in use, or gone, or this file system has no locks
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - os.fstat(lock).st_mtime > _FRESH_S:
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from klas_zoo.exporters.family import Labelled, Listener, PackageSource, Profile
 from klas_zoo.exporters.formats import DERIVED, FORMATS
 from klas_zoo.exporters.limits import FEW, images_needed, limits_for
 from klas_zoo.exporters.opset import FUSED, PORTABLE
-from klas_zoo.exporters.package_writing import staging
+from klas_zoo.exporters.package_writing import scratch, staging
 from klas_zoo.families.specs import FamilySpec, builtin_families
 from klas_zoo.runtimes.plans import TENSORRT_RUNTIMES
 
@@ -67,9 +66,9 @@ def export_as(
     if precision not in derived.precisions:
         raise UsageError(f"--format {form} takes --precision {', '.join(derived.precisions)}, not {precision}.")
     derive = derived.derive()
-    with staging(out) as folder, tempfile.TemporaryDirectory(dir=out.absolute().parent) as place:
+    with staging(out) as folder, scratch(out.absolute()) as place:
         exported = export_family(
-            source, Path(place) / "onnx", precision=precision, images=images, threads=threads, profile=profile,
+            source, place / "onnx", precision=precision, images=images, threads=threads, profile=profile,
             opset=opset, listener=listener,
         )  # fmt: skip
         package, carried = exported.package, list[Verdict]()
