@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
 
 def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
-    """One row a route: differences to torch, and accuracy where labels were known."""
-    numbers = ("images", "max abs", "allowed", "cosine", "same top-1", "top-1", "torch's")
+    """One row a route: differences to the reference logits, and both accuracies where labels were known.
+
+    The reference is torch, or for a joined package the engines of the packages it was made of.
+    """
+    numbers = ("images", "max abs", "allowed", "cosine", "same top-1", "top-1", "reference")
     columns = [
         Column(heading="route", name=True), Column(heading="status"),
-        *(Column(heading=one, number=True, spare=one in ("images", "cosine", "torch's")) for one in numbers),
+        *(Column(heading=one, number=True, spare=one in ("images", "cosine", "reference")) for one in numbers),
     ]  # fmt: skip
     rows = []
     for one in verdicts:
@@ -37,4 +40,4 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
                 "" if found.reference_top1 is None else f"{found.reference_top1:.2f} %",
             ]
         rows.append(([one.artifact.route, status, *cells], ""))
-    return new_table("Engines against torch", columns, rows)
+    return new_table("Engines against reference logits", columns, rows)
