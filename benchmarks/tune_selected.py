@@ -320,15 +320,15 @@ def main() -> None:
     ends = time.time() + 60 * arguments.minutes
     arguments.out.mkdir(parents=True, exist_ok=True)
     jobs = jobs_of(arguments, arguments.selectors)
-    if not jobs:
-        print("Everything asked for is done.")
-        return
     arguments.processes = min(arguments.processes, len(jobs))
     context = multiprocessing.get_context("spawn")
     data = load(arguments.data, DEVICE)[0], load_test(arguments.data, DEVICE)
     for one in (json.loads(file.read_text()) for file in arguments.selected):
         everything = one["selected"].get("all both") or one["selected"]["all"]
         score_candidates({"seed": one["seed"], "stitches": everything}, data, arguments)
+    if not jobs:
+        print("Everything asked for is done.")
+        return
     together = Together(
         waiting=context.Value("i", arguments.processes), ready=context.Barrier(arguments.processes),
         shares=context.Array("d", arguments.processes),
