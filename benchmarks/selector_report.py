@@ -28,6 +28,9 @@ Point = tuple[float, float]
 BASELINE = "snnet"
 RUN_FIELDS = ("seed", "selector", "route", "source", "i", "target", "j", "macs", "bucket", "reason", "top1", "seconds")
 TOGETHER = ("all both", "all")  # runs in which every candidate was tuned
+SHOWN = (
+    "klas", "klas both", "snnet", "snnet both", "direct", "random", "self", "output-kl both few", "all both",
+)  # fmt: skip
 WAYS = {"up": "", "down": " down", "both ways": " both", "few up": " few", "few both ways": " both few"}
 LEVELS = 200  # of cost or accuracy at which two frontiers are compared
 
@@ -118,7 +121,7 @@ class Family:
         self.cascades = read(folder / "cascades.csv")
         chosen = folder / "selections.csv"
         self.selections = {
-            (row["selector"], row["seed"]): frozenset(row["routes"].split())
+            (row["selector"], row["seed"]): set(row["routes"].split())
             for row in (read(chosen) if chosen.exists() else [])
         }
         anchors = [row for row in self.candidates if not row["target"]]
@@ -149,13 +152,12 @@ class Family:
         return area(frontier(points(kept), lambda p: p[0], lambda p: p[1]), *self.ends)
 
     def kept(self, selector: str, value: Callable[[str], float]) -> list[float]:
-        """A value of every seed in which all that the selector chose was tuned together."""
-        return [
-            value(seed)
-            for seed in self.seeds
-            if (chosen := self.selections.get((selector, seed))) is not None
-            and chosen <= {row["route"] for row in self.together(seed)}
-        ]
+        """A value of every seed in which some of what the selector chose was tuned with everything else."""
+        return [value(seed) for seed in self.seeds if self.tuned_of(selector, seed)]
+
+    def tuned_of(self, selector: str, seed: str) -> set[str]:
+        """What a selector chose of the candidates; SN-Net's windows hold stitches that are none."""
+        return self.selections.get((selector, seed), set()) & {row["route"] for row in self.together(seed)}
 
     def is_up(self, row: Row) -> bool:
         """Whether a stitch goes from the smaller anchor to the larger one."""
@@ -301,9 +303,8 @@ def tuned_together(family: Family) -> list[str]:
         cells = []
         for suffix in WAYS.values():
             one = name + suffix
-            stitches = family.kept(one, lambda seed, one=one: len(family.selections[one, seed]))  # type: ignore[misc]
             areas = family.kept(one, partial(family.area_kept, one))
-            cells.append(f"{shown(stitches, 0)}: {shown(areas)}" if areas else "–")
+            cells.append(f"{_count_kept(family, one)}: {shown(areas)}" if areas else "–")
         rows.append((name, cells))
     if all(cell == "–" for _, cells in rows for cell in cells):
         return []
@@ -315,6 +316,13 @@ def tuned_together(family: Family) -> list[str]:
         f"|---|{'---|' * len(WAYS)}",
         *(f"| {' | '.join([name, *cells])} |" for name, cells in rows),
     ]
+
+
+def _count_kept(family: Family, selector: str) -> str:
+    """How many stitches were kept; of how many chosen, where some are no candidates."""
+    tuned = family.kept(selector, lambda seed: len(family.tuned_of(selector, seed)))
+    chosen = family.kept(selector, lambda seed: len(family.selections[selector, seed]))
+    return shown(tuned, 0) if tuned == chosen else f"{shown(tuned, 0)} of {shown(chosen, 0)}"
 
 
 def ablations(file: Path) -> list[str]:
@@ -361,7 +369,7 @@ def draw(family: Family, path: Path, selectors: Sequence[str]) -> None:
     axes.set_ylabel("top-1, % of the test images")
     axes.set_title(f"{family.name}: frontiers after the same tuning, {len(family.seeds)} seeds", fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
     figure.savefig(path, format="png", metadata={"Software": "klas-zoo"})
 
 
@@ -371,7 +379,7 @@ def main() -> None:
     for folder in folders:
         family = Family(folder)
         pages.append(markdown(family))
-        draw(family, folder / "frontiers.png", ("klas", "klas both", "snnet", "snnet both", "direct", "random", "self"))
+        draw(family, folder / "frontiers.png", SHOWN)
     intro = ["# Selectors compared", "", "Made by `selector_report.py`: mean ± standard deviation over seeds.", ""]
     text = "\n".join([*intro, *pages])
     (HERE / "summary.md").write_text(text)
