@@ -63,6 +63,9 @@ DOWN, BOTH, FEW = " down", " both", " few"  # end the names of variants
 OTHERS = (
     "klas both", "kl-only both", "snnet both", "klas few", "kl-only few", "klas both few", "warm-up", "all", "self",
 )  # fmt: skip
+EVERYTHING = (
+    *(name + variant for variant in ("", DOWN, BOTH, FEW, BOTH + FEW) for name in SELECTORS), "all both", "self",
+)  # fmt: skip
 HERE = Path(__file__).parent / "results" / "selectors"
 
 
@@ -344,7 +347,7 @@ def parse(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 (prepare_cifar10.py makes it)")
     parser.add_argument("--families", nargs="+", default=["deit-micro"], help="names or family files")
-    parser.add_argument("--selectors", nargs="+", default=[*SELECTORS, *OTHERS])
+    parser.add_argument("--selectors", nargs="+", help="default: those above; with --select-only in every direction")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300, help="of tuning, the same for every selector")
     parser.add_argument("--probe-images", type=int, default=8_000)
@@ -353,7 +356,10 @@ def parse(description: str | None) -> argparse.Namespace:
     parser.add_argument("--fit-images", type=int, default=2_000, help="that stitching layers are fitted to")
     parser.add_argument("--test-images", type=int, default=5_000)
     parser.add_argument("--select-only", action="store_true", help="write what is chosen, for tune_selected.py")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.selectors is None:
+        arguments.selectors = list(EVERYTHING if arguments.select_only else (*SELECTORS, *OTHERS))
+    return arguments
 
 
 def main() -> None:
