@@ -100,6 +100,21 @@ def test_features_are_found_by_position() -> None:
     assert bytes_of({"it": chain}, 6) == sum(4 * block.numel() for block in stored.blocks["it"])
 
 
+@pytest.mark.parametrize("count", [28, 30, 38, 42])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_a_team_has_done_adds_up(monkeypatch: pytest.MonkeyPatch, count: int, rank: int) -> None:
+    """Whole batches of 7 by turns; the first process reports, and may have a batch more, or a longer one."""
+    monkeypatch.setattr(Team, "all_reduce", lambda team, values: values)
+    order = streams(data_of(random_batches((count,)), random_batches()), team=(team := Team(rank, 2))).order
+    assert order is not None
+    told: list[int] = []
+    stored = pool_features(three_chains(), order.images(), count, team=team, on_batch=told.append)
+    assert sum(told) == count if rank == 0 else 0 < sum(told) <= count
+    # of the other's images there are zeros, which a sum over processes fills in
+    own = (torch.arange(count) // 7) % 2 == rank
+    assert torch.equal(stored.blocks["tiny"][0].ne(0).any(1), own)
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Team, "all_reduce", lambda team, values: values)
     with pytest.raises(UsageError, match="A batch of 8 images cannot be shared by 3 processes evenly"):

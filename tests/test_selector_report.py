@@ -121,16 +121,26 @@ def test_what_selectors_keep_of_one_supernet_is_compared(report: ModuleType, tun
     ]
 
 
-def test_correlations_are_of_one_direction(tuned_together: Any) -> None:
-    """Too few stitches for a correlation, but each in its own table; only those up count as the best of a bucket."""
+def test_only_stitches_up_count_as_the_best_of_a_bucket(tuned_together: Any) -> None:
     stitches = [row for row in tuned_together.candidates if row["target"]]
     assert {row["route"]: tuned_together.is_up(row) for row in stitches} == {
         "u1": True, "u2": True, "d1": False, "d2": False,
     }  # fmt: skip
     assert tuned_together.share_of_best_of({"u2", "d1"}, "0") == 50
-    assert tuned_together.correlation("klas", after_tuning=True, quarters=True, up=False) == pytest.approx(
-        [math.nan], nan_ok=True
-    )
+
+
+@pytest.mark.parametrize(("up", "expected"), [(True, 1.0), (False, -1.0)])
+def test_correlations_are_of_one_direction(tuned_together: Any, up: bool, expected: float) -> None:
+    """Up, top-1 falls with the score, as it should; down it rises."""
+    tuned_together.candidates = [
+        {"seed": "0", "route": f"{source}{k}", "source": source, "target": target, "macs": "150", "bucket": "2",
+         "score klas": str(k), "top1": str(60 + sign * k)}
+        for source, target, sign in (("a", "b", -1), ("b", "a", 1))
+        for k in range(4)
+    ]  # fmt: skip
+    for quarters in (False, True):
+        found = tuned_together.correlation("klas", after_tuning=False, quarters=quarters, up=up)
+        assert found == [pytest.approx(expected)]
 
 
 def test_families_without_such_a_supernet_have_no_such_table(report: ModuleType, tuned_together: Any) -> None:

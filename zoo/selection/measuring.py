@@ -197,9 +197,7 @@ def learn_probes(
     order = images.order
     if order is not None and probing.epochs > 1 and bytes_of(chains, order.count) <= MOST_BYTES:
         with stage("features", order.count, "images") as advance:
-            stored = pool_features(
-                chains, order.images(), order.count, team=team, on_batch=lambda n: advance(n * team.size, "")
-            )
+            stored = pool_features(chains, order.images(), order.count, team=team, on_batch=lambda n: advance(n, ""))
         streams, pooled_at = lambda: map(stored.batches, order.epochs()), stored.at
     with stage("probes", images.epochs_count, "images") as advance:
         classes: set[int] = set()

@@ -72,7 +72,7 @@ def pool_features(
         images: batches with the positions (B,) of their images in the split, of each process its share.
         count: images in the split.
         team: ends with all features in every process.
-        on_batch: called with the number of images after each batch.
+        on_batch: called with the number of images that the team has done since, after each batch.
     """
     device = next(next(iter(chains.values())).parameters()).device
     blocks = {
@@ -80,6 +80,7 @@ def pool_features(
         for name, chain in chains.items()
     }
     labels = torch.zeros(count, dtype=torch.long, device=device)
+    done = 0
     for positions, (batch, truth) in images:
         here = positions.to(device)
         labels[here] = truth
@@ -88,7 +89,8 @@ def pool_features(
                 pooled, _ = walk_pooled(chain, batch)
             for stored, features in zip(blocks[name], pooled, strict=True):
                 stored[here] = features.float()
-        on_batch(len(truth))
+        before, done = done, min(count, done + len(truth) * team.size)  # the others' last batch may be short
+        on_batch(done - before)
     for stored in (labels, *(one for several in blocks.values() for one in several)):
         team.all_reduce(stored)  # of the others' images a process has zeros
     return PooledFeatures(blocks=blocks, labels=labels)
