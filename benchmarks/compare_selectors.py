@@ -10,7 +10,8 @@ bucket on held-out images go on), and controls: `all` (every candidate in one su
 stitched with itself, blocks left out) and cascades of two anchors at the same mean cost. Selectors stitch
 up, from the smaller anchor to the larger one, as published; those called `<selector> down` stitch the other way
 (`--direction down`), `<selector> both` choose among stitches both ways, and `<selector> few` keep the best of 4
-buckets a pair, no more than SN-Net has where networks have stages.
+buckets a pair, no more than SN-Net has where networks have stages. With `--every 2` there are seams behind every
+second block only, which leaves a quarter of the candidates.
 
 Written: results/selectors/<family>/*.csv, a line of `#` before the header says on what machine. Seeds and
 selectors that stand there already are not run again, so an interrupted benchmark goes on where it
@@ -34,6 +35,7 @@ from typing import Any
 import numpy as np
 import selector_report
 import torch
+from coarser_chains import coarser
 from torch import Tensor
 
 from klas_zoo.data.loading import Batch, Data, Split, batches, load_data
@@ -104,7 +106,7 @@ class Job:
 
 def open_job(name: str, seed: int, arguments: argparse.Namespace) -> Job:
     """The family and its images; splits are cut down to what the arguments allow, at random."""
-    family = load_family(find_family(name))
+    family = coarser(load_family(find_family(name)), arguments.every)
     data = load_data(
         arguments.data, sample=None, num_classes=family.num_classes, data_config=family.data_config, seed=seed
     )
@@ -315,7 +317,7 @@ def write_selected(job: Job, selectors: Sequence[str], measured: Measurements, f
                 one[f"score {name}"] = found.get(str(Route.from_json(one["json"])), "")
     for name, routes in chosen.items():
         print(f"{job.family.name} seed {job.seed} {name}: {len(routes)} stitches", flush=True)
-    file.write_text(json.dumps({"seed": job.seed, "selected": chosen}) + "\n")
+    file.write_text(json.dumps({"seed": job.seed, "every": job.arguments.every, "selected": chosen}) + "\n")
 
 
 def _as_json(one: Candidate) -> dict[str, Any]:
@@ -348,6 +350,7 @@ def parse(description: str | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 (prepare_cifar10.py makes it)")
     parser.add_argument("--families", nargs="+", default=["deit-micro"], help="names or family files")
     parser.add_argument("--selectors", nargs="+", help="default: those above; with --select-only in every direction")
+    parser.add_argument("--every", type=int, default=1, help="blocks from one seam to the next")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300, help="of tuning, the same for every selector")
     parser.add_argument("--probe-images", type=int, default=8_000)

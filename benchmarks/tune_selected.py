@@ -11,14 +11,15 @@
 selector would have kept of it.
 
 Settings are those of the preset `quick`, which compare_selectors.py uses too: batches of 64 images, anchors tuned
-along, base as it was before as the teacher; every batch is used twice, on two routes. The 46,000 training images
-outside the sample teach, and all 10,000 test images score at the end. Products are in bf16; on a CPU, where each
-process has one thread, those of scoring too.
+along, the largest as it was before as the teacher; every batch is used twice, on two routes. The 46,000 training
+images outside the sample teach, and all 10,000 test images score at the end. Products are in bf16; on a CPU, where
+each process has one thread, those of scoring too.
 
 A process takes one selector and seed after the other, in the order of `--selectors`, as long as another fits into
-`--minutes`; what `--out` has already is not done again. The first ones measure their speed while all run, and if the
-time is too short for the steps a route that were asked for, all take fewer, the same number. Steps are CUDA graphs
-on a GPU. An NVIDIA multi-process server, where one runs, lets the kernels of several processes overlap there.
+`--minutes`; what `--out` has already is not done again, and what was stopped goes on from its last checkpoint. The
+first ones measure their speed while all run, and if the time is too short for the steps a route that were asked for,
+all take fewer, the same number. Steps are CUDA graphs on a GPU. An NVIDIA multi-process server, where one runs, lets
+the kernels of several processes overlap there.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import datetime
 import itertools
 import json
 import multiprocessing
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -39,6 +41,7 @@ from typing import Any
 
 import torch
 from cifar_training import Images, load, load_test, rate_at
+from coarser_chains import coarser
 from graphed_tuning import GraphedSteps
 from local_products import local_products
 from selector_report import RUN_FIELDS
@@ -52,6 +55,7 @@ from klas_zoo.hardware import describe_cpu
 from klas_zoo.initialisation import initialise_stitches
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
+from klas_zoo.tuning.checkpoints import Checkpoints
 from klas_zoo.tuning.evaluation import evaluate
 from klas_zoo.tuning.settings import PRESETS
 from klas_zoo.tuning.tuner import Tuner
@@ -61,6 +65,7 @@ TRIAL = 600  # steps after which a process knows its speed
 SAFETY = 0.85  # of it: speeds fell by a sixth in the course of a run
 FIT_IMAGES = 2_000
 AFTERWARDS = 25 if DEVICE == "cuda" else 120  # seconds for the test images
+CHECKPOINT_S = 300
 REUSE = 2  # steps that learn from one batch
 
 
@@ -129,7 +134,7 @@ def work(
 def fitted(job: dict[str, Any], training: Images, arguments: argparse.Namespace) -> Supernet:
     """A supernet of the anchors and a job's stitches in closed form."""
     seed = job["seed"]
-    chains = load_family(find_family(arguments.family)).chains
+    chains = coarser(load_family(find_family(arguments.family)), job["every"]).chains
     anchors = [Route.anchor(name, chain.depth) for name, chain in chains.items()]
     torch.manual_seed(seed)
     stitches = [Route.from_json(one["json"]) for one in job["stitches"]]
@@ -177,26 +182,36 @@ def run(
     supernet = fitted(job, training, arguments)
     steps = arguments.steps_per_route * len(supernet.routes)
     layout = "contiguous" if DEVICE == "cuda" else "channels-last"
-    settings = replace(PRESETS["quick"], steps=steps, seed=seed, precision="bf16", memory_format=layout)
+    settings = replace(
+        PRESETS["quick"], steps=steps, seed=seed, batch=arguments.batch, precision="bf16", memory_format=layout
+    )
     tuner = Tuner(supernet, steps, settings)
     stream = training_batches(training, settings.batch, 0.0, seed, DEVICE)
-    started = time.perf_counter()
+    checkpoints = Checkpoints(place_of(job, arguments.out).with_suffix(""), every_s=CHECKPOINT_S)
+    checkpoints.restore(tuner)
+    begun = tuner.done
+    for _ in range(begun // REUSE):
+        next(stream)
+    trial = min(TRIAL, steps - begun)
+    started = half = time.perf_counter()
     with tuner.running(), local_products() if DEVICE == "cuda" else nullcontext():
         take_step = steps_of(tuner, stream)
         if agree:
             agree[1]()  # speeds count when all are at work
         while tuner.done < steps:
             take_step()
-            if tuner.done == TRIAL // 2:
+            if tuner.done - begun == trial // 2:
                 wait()
                 half = time.perf_counter()
-            if agree and tuner.done == TRIAL:
+            if agree and tuner.done - begun == trial:
                 wait()
-                rate = (TRIAL - TRIAL // 2) / (time.perf_counter() - half)
-                share = agree[0]((ends - AFTERWARDS - time.time()) * rate * SAFETY / (steps - TRIAL))
-                steps = round(steps * share)
+                rate = (trial - trial // 2) / (time.perf_counter() - half)
+                share = agree[0]((ends - AFTERWARDS - time.time()) * rate * SAFETY / max(1, steps - tuner.done))
+                steps = tuner.done + round(share * (steps - tuner.done))
                 tuner.steps = steps
                 schedule(tuner, steps)
+            if tuner.done % REUSE == 0:
+                checkpoints.after_step(tuner)
             if tuner.done % 2_000 == 0:
                 spent = time.perf_counter() - started
                 print(
@@ -209,13 +224,15 @@ def run(
     record = {
         "family": find_family(arguments.family).name,
         "seed": seed, "selector": job["selector"], "seconds": round(spent), "steps": steps,
-        "steps_per_route": round(steps / len(supernet.routes)), "rows": rows_of(job, supernet, top1),
+        "steps_per_route": round(steps / len(supernet.routes)), "batch": settings.batch,
+        "rows": rows_of(job, supernet, top1),
         "hardware": torch.cuda.get_device_name() if DEVICE == "cuda" else describe_cpu(),
         "torch": torch.__version__, "date": datetime.date.today().isoformat(),
     }  # fmt: skip
     place_of(job, arguments.out).write_text(json.dumps(record) + "\n")
     print(job["selector"], seed, f"{spent:.0f} s, {steps} steps", flush=True)
-    return steps / spent
+    shutil.rmtree(checkpoints.file.parent, ignore_errors=True)
+    return (steps - begun) / spent
 
 
 def steps_of(tuner: Tuner, stream: Iterator[Batch]) -> Callable[[], object]:
@@ -251,7 +268,7 @@ def jobs_of(arguments: argparse.Namespace, selectors: list[str]) -> list[dict[st
     jobs = []
     for selector, one in itertools.product(selectors, selections):
         stitches = one["selected"].get(selector)
-        job = {"seed": one["seed"], "selector": selector, "stitches": stitches}
+        job = {"seed": one["seed"], "every": one.get("every", 1), "selector": selector, "stitches": stitches}
         if stitches and not place_of(job, arguments.out).exists():
             jobs.append({**job, "routes": len(stitches) + anchors})
     return jobs
@@ -267,7 +284,8 @@ def collect(folder: Path, results: Path, selected: list[Path]) -> None:
     about = {
         "family": records[0]["family"], "hardware": sorted({record["hardware"] for record in records}),
         "torch": records[0]["torch"], "date": records[0]["date"], "test_images": 10_000,
-        "batch": PRESETS["quick"].batch, "steps_per_route": sorted({record["steps_per_route"] for record in records}),
+        "batch": sorted({record.get("batch", 64) for record in records}),
+        "steps_per_route": sorted({record["steps_per_route"] for record in records}),
     }  # fmt: skip
     runs = [
         {"source": row["route"], **row, **{key: record[key] for key in ("seed", "selector", "seconds")}}
@@ -308,6 +326,7 @@ def main() -> None:
     parser.add_argument("--selected", type=Path, nargs="+")
     parser.add_argument("--selectors", nargs="+", default=["snnet", "klas"])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--batch", type=int, default=PRESETS["quick"].batch)
     parser.add_argument("--steps-per-route", type=int, default=1_000)
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--processes", type=int, default=6)
@@ -325,7 +344,8 @@ def main() -> None:
     data = load(arguments.data, DEVICE)[0], load_test(arguments.data, DEVICE)
     for one in (json.loads(file.read_text()) for file in arguments.selected):
         everything = one["selected"].get("all both") or one["selected"]["all"]
-        score_candidates({"seed": one["seed"], "stitches": everything}, data, arguments)
+        job = {"seed": one["seed"], "every": one.get("every", 1), "stitches": everything}
+        score_candidates(job, data, arguments)
     if not jobs:
         print("Everything asked for is done.")
         return
