@@ -18,14 +18,11 @@ class GraphedSteps:
 
     The loss and the gradients of each route are captured once, into gradients that stay where they are. The optimiser
     sees those of the route of the step alone, as without graphs.
-
-    Args:
-        reuse: steps, each on another route, that learn from the same batch; the teacher answers it once.
     """
 
-    def __init__(self, tuner: Tuner, batches: Iterator[Batch], *, reuse: int = 1) -> None:
+    def __init__(self, tuner: Tuner, batches: Iterator[Batch]) -> None:
         torch.set_autocast_cache_enabled(False)  # casts belong to the graph that made them
-        self.tuner, self.batches, self.reuse = tuner, batches, reuse
+        self.tuner, self.batches = tuner, batches
         images, targets = next(batches)
         self.images, self.targets = images.clone(), targets.clone()
         self.parameters = [p for p in tuner.supernet.parameters() if p.requires_grad]
@@ -46,7 +43,7 @@ class GraphedSteps:
         (route,) = tuner._next_routes()
         self.capture([route])
         graph, loss, learning = self.graphs[route]
-        if tuner.done % self.reuse == 0:
+        if tuner.done % tuner.settings.reuse == 0:
             images, targets = next(self.batches)
             self.images.copy_(images)
             self.targets.copy_(targets)
@@ -70,18 +67,15 @@ class GraphedSteps:
             parameter.grad = self.gradients[parameter] if parameter in learning else None
 
     def _ask_teacher(self) -> None:
-        """From here on the tuner's teacher gives what a graph of the real one wrote."""
-        teacher = self.tuner.teacher
+        """Captures the teacher's pass; `self.taught` then holds its answers to the images of now."""
 
-        def ask() -> Tensor:
-            with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-                return teacher(self.images).float()
+        def ask() -> Tensor | None:
+            return self.tuner.objective.taught(self.images)
 
         _twice_aside(ask)
         self.asking = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.asking):
-            taught = ask()
-        self.tuner.teacher = _Answered(taught)
+            self.taught = ask()
 
     def _capture(self, route: Route) -> tuple[torch.cuda.CUDAGraph, Tensor, set[nn.Parameter]]:
         learning = set(self.tuner._parameters_of([route]))
@@ -90,7 +84,7 @@ class GraphedSteps:
 
         def work() -> Tensor:
             torch._foreach_zero_(gradients)
-            loss = self.tuner._loss(self.images, self.targets, route)
+            loss = self.tuner.objective(self.images, self.targets, self.taught, route)
             loss.backward()
             return loss.detach()
 
@@ -99,17 +93,6 @@ class GraphedSteps:
         with torch.cuda.graph(graph, pool=self.pool):
             loss = work()
         return graph, loss, learning
-
-
-class _Answered(nn.Module):
-    """A teacher whose answers are written elsewhere."""
-
-    def __init__(self, answers: Tensor) -> None:
-        super().__init__()
-        self.answers = answers
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.answers
 
 
 def _twice_aside(work) -> None:  # type: ignore[no-untyped-def]

@@ -45,7 +45,6 @@ from coarser_chains import coarser
 from graphed_tuning import GraphedSteps
 from local_products import local_products
 from selector_report import RUN_FIELDS
-from torch import Tensor, nn
 from tune_supernet import macs_of, training_batches
 
 from klas_zoo.data.loading import Batch
@@ -66,7 +65,6 @@ SAFETY = 0.85  # of it: speeds fell by a sixth in the course of a run
 FIT_IMAGES = 2_000
 AFTERWARDS = 25 if DEVICE == "cuda" else 120  # seconds for the test images
 CHECKPOINT_S = 300
-REUSE = 2  # steps that learn from one batch
 
 
 @dataclass(frozen=True)
@@ -87,27 +85,6 @@ class Together:
         self.shares[number] = share
         self.ready.wait()
         return min([1.0, *self.shares])
-
-
-class AnsweringOnce(nn.Module):
-    """A teacher that answers a batch once, however often it comes in a row."""
-
-    def __init__(self, teacher: nn.Module) -> None:
-        super().__init__()
-        self.teacher = teacher
-        self.answers: Tensor | None = None
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.answers is None:
-            self.answers = self.teacher(images)
-        return self.answers
-
-    def repeated(self, batches: Iterator[Batch], times: int) -> Iterator[Batch]:
-        """Every batch so many times, to be answered anew each first time."""
-        for batch in batches:
-            self.answers = None
-            for _ in range(times):
-                yield batch
 
 
 def work(
@@ -190,7 +167,7 @@ def run(
     checkpoints = Checkpoints(place_of(job, arguments.out).with_suffix(""), every_s=CHECKPOINT_S)
     checkpoints.restore(tuner)
     begun = tuner.done
-    for _ in range(begun // REUSE):
+    for _ in range(tuner.batches_taken):
         next(stream)
     trial = min(TRIAL, steps - begun)
     started = half = time.perf_counter()
@@ -210,8 +187,7 @@ def run(
                 steps = tuner.done + round(share * (steps - tuner.done))
                 tuner.steps = steps
                 schedule(tuner, steps)
-            if tuner.done % REUSE == 0:
-                checkpoints.after_step(tuner)
+            checkpoints.after_step(tuner)
             if tuner.done % 2_000 == 0:
                 spent = time.perf_counter() - started
                 print(
@@ -237,13 +213,11 @@ def run(
 
 def steps_of(tuner: Tuner, stream: Iterator[Batch]) -> Callable[[], object]:
     """What takes a step: a CUDA graph, or the tuner as it is."""
-    if DEVICE == "cuda":
-        graphs = GraphedSteps(tuner, stream, reuse=REUSE)
-        graphs.capture(tuner.supernet.routes)
-        return graphs.step
-    teacher = AnsweringOnce(tuner.teacher)
-    tuner.teacher = teacher
-    return partial(tuner.step, teacher.repeated(stream, REUSE))
+    if DEVICE == "cpu":
+        return partial(tuner.step, stream)
+    graphs = GraphedSteps(tuner, stream)
+    graphs.capture(tuner.supernet.routes)
+    return graphs.step
 
 
 def wait() -> None:

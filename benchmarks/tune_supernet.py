@@ -129,7 +129,7 @@ def tune(arguments: argparse.Namespace) -> dict[str, Any]:
         steps=arguments.steps, epochs=1, batch=arguments.batch, anchor_rate=arguments.anchor_rate,
         stitch_rate=arguments.stitch_rate, weight_decay=0.05, warmup=0.05, distillation=0.8, hard=False, clip=None,
         augmentation="light", init_images=4_000, precision="bf16", compile=arguments.compile, temperature=2.0,
-        seed=arguments.seed,
+        seed=arguments.seed, reuse=arguments.reuse,
     )  # fmt: skip
     settings = replace(settings, **VARIANTS[arguments.variant])
     teacher: torch.nn.Module = load_chains(arguments.anchors, ["base"], device)["base"].eval().requires_grad_(False)
@@ -145,7 +145,7 @@ def tune(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.seconds:
         schedule_by_time(tuner, arguments.seconds)
     with tuner.running(), local_products() if device == "cuda" else nullcontext():
-        graphs = GraphedSteps(tuner, stream, reuse=arguments.reuse) if arguments.graphs else None
+        graphs = GraphedSteps(tuner, stream) if arguments.graphs else None
         while tuner.done < arguments.steps:
             spent = time.perf_counter() - started
             if arguments.seconds and spent >= arguments.seconds:

@@ -55,7 +55,7 @@ def tuned(team: Team, settings: TuningSettings, folder: Path | None = None) -> t
     if folder:
         checkpoints.restore(tuner)
     size = settings.batch // settings.accumulate
-    order = shuffled(len(IMAGES), size, 5, True, tuner.done * settings.accumulate, team)
+    order = shuffled(len(IMAGES), size, 5, True, tuner.batches_taken, team)
     stream = (pick([draw.position for draw in draws]) for draws in order)
     with tuner.running():
         while tuner.done < STEPS:

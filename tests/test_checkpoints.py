@@ -52,7 +52,7 @@ def life(folder: Path, settings: TuningSettings, until: int = STEPS, **options: 
     torch.manual_seed(11)
     checkpoints = Checkpoints(folder, **{"every_s": 1e9, **options})
     checkpoints.restore(tuner)
-    batches = stream(tuner.done * settings.accumulate)
+    batches = stream(tuner.batches_taken)
     with tuner.running():
         while tuner.done < until:
             tuner.step(batches)
@@ -63,7 +63,7 @@ def life(folder: Path, settings: TuningSettings, until: int = STEPS, **options: 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"ema": 0.9}, {"accumulate": 2}, {"precision": "bf16"}, {"memory_format": "channels-last"}],
+    [{}, {"ema": 0.9}, {"accumulate": 2}, {"reuse": 2}, {"precision": "bf16"}, {"memory_format": "channels-last"}],
     ids=lambda changes: next(iter(changes), "plain"),
 )
 def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(changes: dict[str, Any], tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from klas_zoo.data.order import shuffled
 from klas_zoo.errors import UsageError
 from klas_zoo.processes.team import ALONE, Team, under_torchrun
 from klas_zoo.routes import Route
-from klas_zoo.tuning.tuner import Tuner, mixed_loss
+from klas_zoo.tuning.objective import mixed_loss
+from klas_zoo.tuning.tuner import Tuner
 
 JOB = Path(team_job.__file__)
 
@@ -91,7 +92,7 @@ def test_another_route_on_every_process_takes_steps_of_their_mean_gradient(pair:
                 route = draw.choice(net.routes)
                 drawn.add(route)
                 images, labels = team_job.pick([one.position for one in share])
-                loss = mixed_loss(net(images, route), labels, tuner.teacher(images), settings)
+                loss = mixed_loss(net(images, route), labels, tuner.objective.taught(images), settings)
                 (loss / 2).backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), settings.clip)
             tuner.optimiser.step()

@@ -16,17 +16,18 @@ import pytest
 import torch
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
-from toys import CLASSES, map_chain, random_batches, same_state, snapshot, three_chains
+from toys import CLASSES, calls, forget_calls, map_chain, random_batches, same_state, snapshot, three_chains
 
 from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError
 from klas_zoo.families.anchors import Family
 from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
+from klas_zoo.tuning import objective, tuner
 from klas_zoo.tuning import settings as tuning
-from klas_zoo.tuning import tuner
+from klas_zoo.tuning.objective import mixed_loss
 from klas_zoo.tuning.settings import PRESETS, TuningSettings
-from klas_zoo.tuning.tuner import Progress, mixed_loss, tune
+from klas_zoo.tuning.tuner import Progress, tune
 
 ROUTES = [
     Route.anchor("tiny", 3),
@@ -147,7 +148,7 @@ def test_the_teacher_is_the_largest_anchor_as_it_was(monkeypatch: pytest.MonkeyP
         seen.append(taught)
         return mixed_loss(logits, labels, taught, wanted)
 
-    monkeypatch.setattr(tuner, "mixed_loss", watched)
+    monkeypatch.setattr(objective, "mixed_loss", watched)
     tune(net, endless(), 6, settings(anchor_rate=0.1))
     with torch.no_grad():
         expected = [before(images) for images, _ in random_batches((8, 8, 8))] * 2
@@ -268,7 +269,7 @@ def test_progress_tells_a_running_mean_of_the_loss(monkeypatch: pytest.MonkeyPat
         losses.append(loss.item())
         return loss
 
-    monkeypatch.setattr(tuner, "mixed_loss", watched)
+    monkeypatch.setattr(objective, "mixed_loss", watched)
     tune(supernet(), endless(), 3, SETTINGS, on_step=told.append)
     second = 0.95 * losses[0] + 0.05 * losses[1]
     means = [losses[0], second, 0.95 * second + 0.05 * losses[2]]
@@ -334,7 +335,7 @@ def test_attention_runs_in_parts_while_bf16_steps_are_taken_on_a_cpu(tiny_family
     tuning_run = tuner.Tuner(net, 1, settings(precision=precision))
 
     def fused() -> set[bool]:
-        networks = (net, tuning_run.teacher)
+        networks = (net, tuning_run.objective.teacher)
         return {m.fused_attn for one in networks for m in one.modules() if isinstance(m, Attention)}
 
     with tuning_run.running():
@@ -403,7 +404,7 @@ def test_the_distance_of_features_is_none_for_an_exact_copy_and_draws_a_stitch_t
     images, labels = random_batches((8,))[0]
     target = net.chain("base")
     *_, features = target.walk(images)
-    assert one._distance(features, images, "base").item() == pytest.approx(0, abs=1e-6)
+    assert one.objective.distance(features, images, "base").item() == pytest.approx(0, abs=1e-6)
     before = _feature_distance(one, images)
     with one.running():
         for _ in range(30):
@@ -416,7 +417,7 @@ def _feature_distance(one: tuner.Tuner, images: Tensor) -> float:
     with torch.no_grad():
         for step in one.supernet.steps(ROUTES[4])[:-1]:
             features = one.supernet.module(step)(features)
-        return float(one._distance(features, images, "base"))
+        return float(one.objective.distance(features, images, "base"))
 
 
 def test_soft_distillation_at_a_temperature_is_times_its_square() -> None:
@@ -432,6 +433,41 @@ def test_another_teacher_takes_the_largest_anchors_place() -> None:
     net = supernet()
     one = tuner.Tuner(net, 1, settings(distillation=1.0), teacher=teacher)
     images, labels = random_batches((8,))[0]
-    loss = one._loss(images, labels, ROUTES[0])
+    loss = one.objective(images, labels, one.objective.taught(images), ROUTES[0])
     expected = mixed_loss(net(images, ROUTES[0]), labels, teacher(images), settings(distillation=1.0))
     assert loss.item() == pytest.approx(expected.item())
+
+
+def test_steps_on_a_batch_used_again_are_those_on_two_alike_and_the_teacher_answers_it_once() -> None:
+    one, two, three = random_batches((8, 8, 8))
+    often, again = supernet(), supernet()
+    tune(often, iter([one, one, two, two, three]), 5, settings(sampling="gain"))
+    wanted = settings(sampling="gain", reuse=2)
+    teacher = copy.deepcopy(again.chain("base")).requires_grad_(False)
+    run = tuner.Tuner(again, 5, wanted, teacher=teacher)
+    forget_calls(teacher)
+    told, stream, taken = [], iter([one, two, three]), []
+    with run.running():
+        while run.done < 5:
+            told.append(run.step(stream).images)
+            taken.append(run.batches_taken)
+    run.finish()
+    assert same_state(often, snapshot(again))
+    assert calls(teacher) == [3] * 5
+    assert told == [8] * 5
+    assert taken == [0, 1, 1, 2, 2]
+    assert list(stream) == []
+
+
+def test_all_parts_of_a_batch_are_used_again() -> None:
+    parts = random_batches((4, 4, 4, 4))
+    often, again = supernet(), supernet()
+    tune(often, iter([*parts[:2], *parts[:2], *parts[2:], *parts[2:]]), 4, settings(accumulate=2))
+    tune(again, iter(parts), 4, settings(accumulate=2, reuse=2))
+    assert same_state(often, snapshot(again))
+
+
+def test_epochs_count_what_is_used_again() -> None:
+    assert settings(steps=None, epochs=3, batch=8).total_steps(33) == 12
+    assert settings(steps=None, epochs=3, batch=8, reuse=2).total_steps(33) == 24
+    assert settings(steps=7, reuse=2).total_steps(33) == 7

@@ -72,7 +72,7 @@ def finetune_family(
     family = with_new_heads(
         family, data, device=device, batch=batch, workers=workers, cache=out, team=team, listener=listener
     )
-    settings = replace(settings, distillation=0.0, routes="same").on(device)
+    settings = replace(settings, distillation=0.0, routes="same", reuse=1).on(device)
     steps = settings.total_steps(len(data.train))
 
     def top1(name: str, chain: Chain) -> float:

@@ -127,7 +127,7 @@ class Tune(Stage[Supernet]):
             work.listener.say(f"Tuning resumes at step {tuner.done:,} of {self.steps:,}.")
         stream = context.batches(
             context.data.augmented, settings.batch // settings.accumulate, shuffle_seed=context.settings.seed,
-            forever=True, start=tuner.done * settings.accumulate,
+            forever=True, start=tuner.batches_taken,
         )  # fmt: skip
         with work.watch("tune", self.steps * settings.batch, "images") as advance:
             advance(tuner.done * settings.batch, "skipped")

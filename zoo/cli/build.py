@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 _OF_TUNING = (
     "weights", "random_weights", "preset", "tune_steps", "tune_epochs", "tune_batch", "anchor_lr", "stitch_lr",
-    "weight_decay", "warmup", "distillation", "hard", "clip", "augmentation", "tune_precision", "accumulate", "ema",
-    "tune_routes", "compile", "memory_format", "init_images", "probe_epochs", "probe_batch", "probe_lr", "buckets",
+    "weight_decay", "warmup", "distillation", "hard", "clip", "augmentation", "tune_precision", "accumulate", "reuse",
+    "ema", "tune_routes", "compile", "memory_format", "init_images", "probe_epochs", "probe_batch", "probe_lr", "buckets",
     "tolerance", "selector", "direction", "most", "pairs",
 )  # fmt: skip
 
@@ -75,6 +75,7 @@ _OF_TUNING = (
 @click.option("--augmentation", type=click.Choice(["light", "strong"]), help="Crop and flip, or RandAugment and erasing too.")
 @click.option("--tune-precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of products while tuning; weights stay fp32.")
 @click.option("--accumulate", type=click.IntRange(min=1), help="Parts a batch is cut into, one after the other, to save memory.")
+@click.option("--reuse", type=click.IntRange(min=1), help="Steps, each on another route, that learn from one batch; the teacher answers it once.")
 @click.option("--ema", type=Number(0, 1, min_open=True, max_open=True), help="Decay of a running average of the weights, which then is what is exported.")
 @click.option("--tune-routes", type=click.Choice(["same", "each"]), help="Of several processes: the same route in a step, or each another.")
 @click.option("--compile/--no-compile", default=None, help="torch.compile, block by block, while tuning.")
@@ -274,7 +275,7 @@ def build_settings(spec: FamilySpec, options: dict[str, Any]) -> BuildSettings:
         "stitch_rate": options["stitch_lr"],
         "precision": options["tune_precision"],
         **{name: options[name] for name in ("weight_decay", "warmup", "distillation", "hard", "clip")},
-        **{name: options[name] for name in ("augmentation", "init_images", "seed", "accumulate", "ema", "compile")},
+        **{name: options[name] for name in ("augmentation", "init_images", "seed", "accumulate", "reuse", "ema", "compile")},
         "routes": options["tune_routes"],
         "memory_format": options["memory_format"],
     }

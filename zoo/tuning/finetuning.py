@@ -43,7 +43,7 @@ def finetune(
     tuner = Tuner(supernet, steps, settings, team=team)
     checkpoints = Checkpoints(unfinished, every_s=checkpoint_s, seed=settings.seed, team=team, signals=signals)
     checkpoints.restore(tuner)
-    stream = batches(tuner.done * settings.accumulate)
+    stream = batches(tuner.batches_taken)
     with signals.patiently(), tuner.running():
         while tuner.done < steps:
             on_step(tuner.step(stream))

@@ -31,6 +31,7 @@ class TuningSettings:
         augmentation: `light` or `strong`, see klas_zoo.data.loading.
         precision: of products while tuning; weights stay fp32. `auto`: bf16 where that is fast.
         accumulate: parts that a batch is cut into, one after the other, to save memory.
+        reuse: steps, for which routes are drawn anew, that learn from one batch; the teacher answers it once.
         ema: decay of a running average of the weights, 0..1, which then is the result; None: the last weights are.
         routes: of several processes, all take the `same` route in a step, or `each` another.
         compile: every block by torch.compile, each on its own: a new route compiles nothing.
@@ -59,6 +60,7 @@ class TuningSettings:
     init_images: int
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     accumulate: int = 1
+    reuse: int = 1
     ema: float | None = None
     routes: Literal["same", "each"] = "same"
     compile: bool = False
@@ -92,13 +94,13 @@ class TuningSettings:
 
     def total_steps(self, images: int) -> int:
         """Optimiser steps for so many training images."""
-        return self.steps if self.steps is not None else self.epochs * max(1, images // self.batch)
+        return self.steps if self.steps is not None else self.epochs * max(1, images // self.batch) * self.reuse
 
 
 PRESETS: dict[str, TuningSettings] = {
     "quick": TuningSettings(
         steps=1_500, epochs=1, batch=64, anchor_rate=2e-4, stitch_rate=1e-3, weight_decay=0.05, warmup=0.1,
-        distillation=0.7, hard=False, clip=5.0, augmentation="light", init_images=1_000,
+        distillation=0.7, hard=False, clip=5.0, augmentation="light", init_images=1_000, reuse=2,
     ),
     # SN-Net for DeiT: learning rate 1e-4 at batch 1024, 5 of 50 epochs of warm-up
     "paper": TuningSettings(

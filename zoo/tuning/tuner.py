@@ -10,20 +10,16 @@ most of which a step leaves unused.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from klas_zoo.chains import Chain
 from klas_zoo.data.loading import Batch
 from klas_zoo.errors import SelectionError, UsageError
 from klas_zoo.processes.team import ALONE, Team
@@ -31,8 +27,11 @@ from klas_zoo.routes import Route
 from klas_zoo.supernet import Supernet
 from klas_zoo.tuning.compiling import block_by_block
 from klas_zoo.tuning.drawing import RouteDraw
+from klas_zoo.tuning.objective import Objective
 from klas_zoo.tuning.optimising import make_optimiser, rate_at
 from klas_zoo.tuning.settings import TuningSettings
+
+_Answered = tuple[Tensor, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +79,7 @@ class Tuner:
         supernet.to(memory_format=self.memory_format)
         frozen = settings.anchors == "frozen"
         supernet.chains.requires_grad_(not frozen)
-        self.teacher = teacher or _frozen_copy(list(supernet.chains.values())[-1])
-        self.targets: dict[str, nn.Module] = {}
-        if settings.features:
-            ends = {route.segments[-1].anchor for route in supernet.routes if not route.is_anchor}
-            self.targets = {name: _frozen_copy(supernet.chain(name)) for name in sorted(ends)}
+        self.objective = Objective(supernet, self.settings, self.memory_format, teacher)
         self.average: AveragedModel | None = None
         if settings.ema is not None:
             self.average = AveragedModel(supernet, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
@@ -93,6 +88,7 @@ class Tuner:
             self.optimiser, lambda step: rate_at(step, steps, settings.warmup)
         )
         self.loss = math.nan
+        self._kept: list[_Answered] = []  # what the next step learns from too
         learning = [route for route in supernet.routes if not (frozen and route.is_anchor)]
         self._draw = RouteDraw(learning or supernet.routes, settings.sampling, settings.seed)
 
@@ -101,16 +97,14 @@ class Tuner:
         """Training mode, compiled where that is wanted, for as long as steps are taken."""
         self.supernet.train()
         self.supernet.freeze_statistics()
-        chains = [one for one in (self.teacher, *self.targets.values()) if isinstance(one, Chain)]
         with ExitStack() as stack:
-            if self.device == "cpu" and self.settings.precision == "bf16":
-                stack.enter_context(_attention_in_parts(self.supernet, self.teacher, *self.targets.values()))
+            stack.enter_context(self.objective.fast_attention())
             if self.settings.compile:
-                stack.enter_context(block_by_block(self.supernet, *chains))
+                stack.enter_context(block_by_block(self.supernet, *self.objective.chains()))
             yield
 
     def step(self, batches: Iterator[Batch]) -> Progress:
-        """Takes `settings.accumulate` batches, each this process's share.
+        """Takes `settings.accumulate` batches, each this process's share, or those of the step before once more.
 
         Raises:
             SelectionError: the loss is not finite; names the route and the step.
@@ -119,9 +113,8 @@ class Tuner:
         route = routes[self.team.rank]
         total = torch.zeros((), device=self.device)
         count = 0
-        for _ in range(self.settings.accumulate):
-            images, labels = next(batches)
-            loss = self._loss(images, labels, route) / self.settings.accumulate
+        for images, labels, taught in self._with_answers(batches):
+            loss = self.objective(images, labels, taught, route) / self.settings.accumulate
             loss.backward()
             total += loss.detach()
             count += len(labels)
@@ -166,13 +159,30 @@ class Tuner:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.done, self.loss = state["done"], state["loss"]
+        self.done, self.loss, self._kept = state["done"], state["loss"], []
         self.supernet.load_state_dict(state["supernet"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scheduler.load_state_dict(state["scheduler"])
         self._draw.restore(state["draw"])
+
+    @property
+    def batches_taken(self) -> int:
+        """How many batches, each this process's share, the steps that are done have used up."""
+        return self.done // self.settings.reuse * self.settings.accumulate
+
+    def _with_answers(self, batches: Iterator[Batch]) -> Iterable[_Answered]:
+        """What a step learns from, with the teacher's answers: one at a time, unless it is used again."""
+        fresh = (self._answered(*next(batches)) for _ in range(self.settings.accumulate))
+        if self.settings.reuse == 1:
+            return fresh
+        if self.done % self.settings.reuse == 0 or not self._kept:
+            self._kept = list(fresh)
+        return self._kept
+
+    def _answered(self, images: Tensor, labels: Tensor) -> _Answered:
+        return images, labels, self.objective.taught(images)
 
     def _next_routes(self) -> list[Route]:
         """One for each process. Everybody draws for everybody, so that generators stay alike."""
@@ -196,33 +206,6 @@ class Tuner:
         """What the routes are made of, each once and in the same order in every process."""
         modules = {step: self.supernet.module(step) for route in routes for step in self.supernet.steps(route)}
         return (one for module in modules.values() for one in module.parameters() if one.requires_grad)
-
-    def _loss(self, images: Tensor, labels: Tensor, route: Route) -> Tensor:
-        images = images.contiguous(memory_format=self.memory_format)
-        with _arithmetic(self.device, self.settings):
-            if self.settings.distillation == 0 and (not self.targets or route.is_anchor):
-                return F.cross_entropy(self.supernet(images, route).float(), labels)  # without a teacher's pass
-            with torch.no_grad():
-                taught = self.teacher(images).float()
-            if not self.targets or route.is_anchor:
-                return mixed_loss(self.supernet(images, route).float(), labels, taught, self.settings)
-            *before, head = self.supernet.steps(route)
-            features = images
-            for step in before:
-                features = self.supernet.module(step)(features)
-            logits = self.supernet.module(head)(features).float()
-            distance = self._distance(features, images, route.segments[-1].anchor)
-        return mixed_loss(logits, labels, taught, self.settings) + self.settings.features * distance
-
-    def _distance(self, features: Tensor, images: Tensor, target: str) -> Tensor:
-        """Of a stitch's last features, pooled, from those of its target before tuning, as a share of their variance."""
-        chain = self.targets[target]
-        assert isinstance(chain, Chain)
-        with torch.no_grad():
-            *_, wanted = chain.walk(images)
-            wanted = chain.pool(wanted, chain.layouts[-1]).float()
-        found = chain.pool(features, chain.layouts[-1]).float()
-        return (found - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum().clamp_min(1e-12)
 
     def _guilty(self, loss: Tensor, route: Route) -> str:
         mine = "" if torch.isfinite(loss) else str(route)
@@ -252,48 +235,3 @@ def tune(
         while tuner.done < steps:
             on_step(tuner.step(batches))
     tuner.finish()
-
-
-def mixed_loss(logits: Tensor, labels: Tensor, taught: Tensor, settings: TuningSettings) -> Tensor:
-    """(1 − d) · cross-entropy + d · distillation, d = `settings.distillation`.
-
-    Hard distillation is cross-entropy with the teacher's most likely class (DeiT, Eq. 3), soft
-    is KL(teacher ‖ route) at temperature T, times T² (Hinton et al. 2015).
-    """
-    plain = F.cross_entropy(logits, labels)
-    if settings.hard:
-        distilled = F.cross_entropy(logits, taught.argmax(1))
-    else:
-        heat = settings.temperature
-        distilled = heat**2 * F.kl_div(
-            F.log_softmax(logits / heat, 1), F.log_softmax(taught / heat, 1), log_target=True, reduction="batchmean"
-        )
-    return (1 - settings.distillation) * plain + settings.distillation * distilled
-
-
-def _frozen_copy(chain: nn.Module) -> nn.Module:
-    return copy.deepcopy(chain).eval().requires_grad_(False)
-
-
-@contextmanager
-def _attention_in_parts(*networks: nn.Module) -> Iterator[None]:
-    """timm's attention as two products and a softmax, a quarter off a step: torch's own parts look for masked rows."""
-    fused: list[Any] = [m for one in networks for m in one.modules() if getattr(m, "fused_attn", False)]
-    try:
-        for attention in fused:
-            attention.fused_attn = False
-        yield
-    finally:
-        for attention in fused:
-            attention.fused_attn = True
-
-
-def _arithmetic(device: str, settings: TuningSettings) -> ExitStack:
-    """bf16 autocast, or nothing."""
-    stack = ExitStack()
-    if settings.precision == "bf16":
-        stack.enter_context(torch.autocast(device, torch.bfloat16))
-        if device == "cpu":
-            # the backward pass of the fused kernel is ten times slower in bf16
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-    return stack
