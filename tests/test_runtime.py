@@ -124,7 +124,7 @@ def test_counters_tell_calls_switches_and_budgets_that_were_missed(session: Elas
     for name in (NAMES[0], NAMES[0], NAMES[2], NAMES[1]):
         session.run(IMAGES, route=name)
     session.run(IMAGES[:1], latency_ms=1.0, waited_ms=0.0)
-    session._latencies[NAMES[0]][1]["p50"] = 1e-9
+    session._choices._latencies[NAMES[0]][1]["p50"] = 1e-9
     session.run(IMAGES[:1], latency_ms=1e-6)
     found = session.counters()
     assert found.calls == {NAMES[0]: 4, NAMES[1]: 1, NAMES[2]: 1}

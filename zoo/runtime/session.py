@@ -18,10 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from klas_zoo.budget import Budget, Candidates
 from klas_zoo.cascades.definition import Cascade
-from klas_zoo.cascades.records import CascadeFacts
-from klas_zoo.errors import ExportError, NothingFits, PackageError, UnknownName, UsageError, VerificationError
+from klas_zoo.errors import ExportError, PackageError, UnknownName, UsageError, VerificationError
 from klas_zoo.exporters.cascade_fitting import PathRunner
 from klas_zoo.exporters.cascade_runner import CascadeCounters, CascadeRunner, Interval
 from klas_zoo.exporters.held_files import HeldPackage
@@ -30,18 +28,14 @@ from klas_zoo.exporters.package import Package
 from klas_zoo.exporters.packaged_cascades import read_cascades
 from klas_zoo.hardware import physical_cores
 from klas_zoo.memory import return_freed
-from klas_zoo.profiles.devices import resolve_device
-from klas_zoo.profiles.records import LatencyRecord
 from klas_zoo.profiles.runners import SessionRunner, images_of
 from klas_zoo.profiles.timing import Method, Runner, statistics_of, time_in_turn
+from klas_zoo.runtime.choosing import UNPACKED, Choices, accuracy_of
 from klas_zoo.runtime.controller import Controller, ControllerCounters, ControllerSettings, Rung
-from klas_zoo.runtimes import CPU_PROVIDER, Session, open_engine, parse_options
+from klas_zoo.runtimes import CPU_PROVIDER, Session, open_engine
 from klas_zoo.runtimes.ort import WEIGHTS_FOLDER
-from klas_zoo.units import format_latency
 
 __all__ = ["Controller", "ControllerCounters", "ControllerSettings", "Counters", "ElasticSession"]
-
-_SHARED = {"session.disable_prepacking": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,14 +103,8 @@ class ElasticSession:
         self._files = HeldPackage(self.package)
         self._sessions: dict[str, Session] = {one.name: self._open(one) for one in chosen}
         self._files.check_opened()
-        self._routes = {one.name: one for one in chosen}
-        timed = any(latency.provider == provider for one in chosen for latency in one.latencies)
-        # only then: finding out about a GPU takes seconds
-        self._hardware = resolve_device("cpu" if provider == CPU_PROVIDER else "cuda").hardware if timed else ""
-        self._latencies = {one.name: self._known(one) for one in chosen}
+        self._choices = Choices(chosen, self._sessions, provider=provider, threads=self.threads)
         self._cascades: dict[str, CascadeRunner] = {}
-        self._facts: dict[str, CascadeFacts] = {}
-        self._paths: dict[str, dict[int, tuple[float, ...]]] = {}  # by cascade and batch size, medians in ms
         self._lock = threading.Lock()
         self._calls = dict.fromkeys(names, 0)
         self._switches = self._over = self._images = 0
@@ -125,7 +113,7 @@ class ElasticSession:
     @property
     def routes(self) -> tuple[PackagedRoute, ...]:
         """Those that are open, smallest first."""
-        return tuple(self._routes.values())
+        return self._choices.routes
 
     @property
     def cascades(self) -> tuple[str, ...]:
@@ -160,7 +148,7 @@ class ElasticSession:
         engines = {str(route): self._files.graph(self.package.route(str(route))) for route in found.routes}
         runner = CascadeRunner(
             found, engines, self.package.folder, provider=self.provider, threads=self.threads,
-            options={} if self.packed else _SHARED, spinning=self.spinning, expected=expected,
+            options={} if self.packed else UNPACKED, spinning=self.spinning, expected=expected,
         )  # fmt: skip
         self._files.check_opened()
         with self._lock:
@@ -186,10 +174,7 @@ class ElasticSession:
             name = self.add_cascade(one.cascade, expected=one.facts.heldout.escalated_intervals)
             names.append(name)
             if comparable:
-                self._facts[name] = one.facts
-                self._paths[name] = {
-                    timed.batch: timed.paths_ms for timed in one.latencies if self._is_here(timed, self._cascades[name])
-                }
+                self._choices.add_cascade(name, one, self._cascades[name])
         return tuple(names)
 
     def run(
@@ -245,7 +230,7 @@ class ElasticSession:
             UsageError: no latency at this batch size is known.
             NothingFits: no route is within the budget.
         """
-        return _within(self._candidates(batch, percentile, cascades=True), latency_ms, f"{_images(batch)} within")
+        return self._choices.best(latency_ms, batch=batch, percentile=percentile)
 
     def best_by_mean(self, mean_ms: float, *, batch: int = 1) -> str:
         """The most accurate route or cascade whose mean latency over images is within a limit.
@@ -256,8 +241,7 @@ class ElasticSession:
             UsageError: no latency at this batch size is known.
             NothingFits: nothing is within the limit.
         """
-        candidates = self._candidates(batch, "p50", cascades=True, mean=True)
-        return _within(candidates, mean_ms, f"{_images(batch)} in a mean of")
+        return self._choices.best_by_mean(mean_ms, batch=batch)
 
     def latencies(self, *, batch: int = 1, percentile: str = "p50") -> dict[str, float]:
         """Milliseconds for a batch of each route that was measured so, with these threads on such hardware.
@@ -265,13 +249,7 @@ class ElasticSession:
         Raises:
             UsageError: none was.
         """
-        known = {name: found[batch][percentile] for name, found in self._latencies.items() if batch in found}
-        if not known:
-            raise UsageError(
-                f"No latency of a batch of {batch} on this machine with threads={self.threads} is known: call "
-                f"calibrate(batch={batch}) first."
-            )
-        return known
+        return self._choices.latencies(batch=batch, percentile=percentile)
 
     def calibrate(
         self, *, batch: int = 1, runs: int = 30, routes: Collection[str] | None = None
@@ -287,10 +265,11 @@ class ElasticSession:
         Raises:
             UnknownName: no such route is open.
         """
-        images, names = images_of(batch, self._shape), (*self._sessions, *self._facts) if routes is None else routes
+        images, carried = images_of(batch, self._shape), self._choices.cascades
+        names = (*self._sessions, *carried) if routes is None else routes
         runners: dict[tuple[str, int], Runner] = {}
         for name in names:
-            if name in self._facts:
+            if name in carried:
                 cascade = self._cascades[name]
                 stages = range(1, len(cascade.cascade.stages) + 1)
                 runners |= {(name, count): PathRunner(cascade, count, images) for count in stages}
@@ -300,16 +279,15 @@ class ElasticSession:
         found = {key: statistics_of(times.host_ms) for key, times in time_in_turn(runners, method).items()}
         for name, stages_done in found:
             if not stages_done:
-                seen = found[name, 0]
-                self._latencies[name][batch] = {"p50": seen.p50_ms, "p90": seen.p90_ms, "p99": seen.p99_ms}
+                self._choices.note(name, batch, found[name, 0])
             else:
                 paths = tuple(seen.p50_ms for (one, _), seen in found.items() if one == name)
-                self._paths[name][batch] = paths
+                self._choices.note_paths(name, batch, paths)
         return self.latencies(batch=batch)
 
     def is_comparable(self, cascade: str) -> bool:
         """Whether `mean_ms` and `latency_ms` may choose it: one of the package, judged on the images of its routes."""
-        return cascade in self._facts
+        return cascade in self._choices.cascades
 
     def cascade_counters(self, cascade: str) -> CascadeCounters:
         """What a cascade did so far."""
@@ -320,7 +298,7 @@ class ElasticSession:
 
         Empty where they were not measured, or the cascade is not one of the package.
         """
-        return self._paths.get(cascade, {}).get(batch, ())
+        return self._choices.paths(cascade, batch=batch)
 
     def controller(
         self, target_ms: float, *, batch: int = 1, settings: ControllerSettings | None = None
@@ -341,13 +319,12 @@ class ElasticSession:
         Raises:
             UsageError: no latency at this batch size is known.
         """
-        candidates = self._candidates(batch, "p50", cascades=cascades)
-        return tuple((one.name, candidates.latency_ms(one)) for one in candidates.frontier())
+        return self._choices.ladder(batch=batch, cascades=cascades)
 
     @property
     def most_accurate(self) -> str:
         """The name of the most accurate open route; of untrained networks, the one of most work."""
-        return max(self.routes, key=_accuracy).name
+        return max(self.routes, key=accuracy_of).name
 
     def release_memory(self) -> None:
         """Returns to the system what large batches took; onnxruntime holds on to it otherwise.
@@ -371,22 +348,6 @@ class ElasticSession:
                 cascades={name: runner.counters() for name, runner in self._cascades.items()},
             )  # fmt: skip
 
-    def _candidates(
-        self, batch: int, percentile: str, *, cascades: bool = False, mean: bool = False
-    ) -> Candidates[_Choice]:
-        known = self.latencies(batch=batch, percentile=percentile)
-        items = [_Choice(one.name, known.get(one.name, np.inf), _accuracy(one)) for one in self.routes]
-        for name, facts in self._facts.items() if cascades else ():
-            paths = self.paths(name, batch=batch)
-            if paths:
-                shares = facts.heldout.shares
-                mixed = sum(ms * share for ms, share in zip(paths, shares, strict=True)) if mean else paths[-1]
-                items.append(_Choice(name, mixed, facts.test.top1))
-        return Candidates(
-            items=items, latency_ms=lambda one: one.latency_ms, accuracy=lambda one: one.accuracy,
-            name=lambda one: one.name,
-        )  # fmt: skip
-
     @property
     def _shape(self) -> tuple[int, ...]:
         return self.package.manifest.family.input_shape
@@ -402,7 +363,7 @@ class ElasticSession:
         return chosen
 
     def _open(self, route: PackagedRoute) -> Session:
-        options = {} if route.name in self.packed else _SHARED
+        options = {} if route.name in self.packed else UNPACKED
         try:
             return open_engine(
                 self._files.graph(route), provider=self.provider, threads=self.threads,
@@ -410,26 +371,6 @@ class ElasticSession:
             )  # fmt: skip
         except ExportError as error:  # which knows no file's name
             raise type(error)(f"{self.package.engine(route)}: {error}") from error
-
-    def _known(self, route: PackagedRoute) -> dict[int, dict[str, float]]:
-        """By batch size and percentile, what the package knows of this session's conditions.
-
-        Latencies are taken with weights packed or not: the difference is small, and `calibrate` measures it.
-        """
-        session = self._sessions[route.name]
-        return {
-            one.batch: {"p50": one.p50_ms, "p90": one.p90_ms, "p99": one.p99_ms}
-            for one in route.latencies
-            if self._is_here(one, session)
-        }
-
-    def _is_here(self, latency: LatencyRecord, session: Session | CascadeRunner) -> bool:
-        """Whether it was measured under the conditions of a session."""
-        return (
-            (latency.provider, latency.hardware, latency.clock) == (self.provider, self._hardware, "host")
-            and latency.threads in (session.threads, self.threads)  # GPU records have either 0 or those of the host
-            and _without_packing(latency.options) == _without_packing(session.options)
-        )
 
     def _name(
         self, route: str | None, latency_ms: float | None, controller: Controller | None, waited_ms: float, batch: int
@@ -461,38 +402,3 @@ class ElasticSession:
             raise VerificationError(f"Cannot run the route {name}: {error}.") from error
         self._files.check()
         return found
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """A route or a cascade with what a choice is made by."""
-
-    name: str
-    latency_ms: float
-    accuracy: float
-
-
-def _within(candidates: Candidates[_Choice], limit_ms: float, what: str) -> str:
-    budget = Budget(latency_ms=limit_ms)
-    best = candidates.best(budget)
-    if best is None:
-        nearest = candidates.nearest(budget)
-        assert nearest is not None  # a session has a route
-        raise NothingFits(
-            f"No route answers {what} {format_latency(limit_ms)}: the nearest, {nearest.name}, takes "
-            f"{format_latency(nearest.latency_ms)}."
-        )
-    return best.name
-
-
-def _images(batch: int) -> str:
-    return f"{batch} image{'s' if batch > 1 else ''}"
-
-
-def _without_packing(options: str) -> dict[str, str]:
-    return {key: value for key, value in parse_options(options).items() if key not in _SHARED}
-
-
-def _accuracy(route: PackagedRoute) -> float:
-    """What makes a route better than another: top-1, or work where none of them is trained."""
-    return float(route.macs) if route.top1 is None else route.top1
