@@ -11,7 +11,7 @@
 selector would have kept of it.
 
 Settings are those of the preset `quick`, which compare_selectors.py uses too: batches of 64 images, anchors tuned
-along, the largest as it was before as the teacher; every batch is used twice, on two routes. The 46,000 training
+along, the largest as it was before as the teacher; but every batch is used twice, on two routes. The 46,000 training
 images outside the sample teach, and all 10,000 test images score at the end. Products are in bf16; on a CPU, where
 each process has one thread, those of scoring too.
 
@@ -65,6 +65,7 @@ SAFETY = 0.85  # of it: speeds fell by a sixth in the course of a run
 FIT_IMAGES = 2_000
 AFTERWARDS = 25 if DEVICE == "cuda" else 120  # seconds for the test images
 CHECKPOINT_S = 300
+REUSE = 2  # steps that learn from one batch
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ def run(
     steps = arguments.steps_per_route * len(supernet.routes)
     layout = "contiguous" if DEVICE == "cuda" else "channels-last"
     settings = replace(
-        PRESETS["quick"], steps=steps, seed=seed, batch=arguments.batch, precision="bf16", memory_format=layout
+        PRESETS["quick"], steps=steps, seed=seed, batch=arguments.batch, reuse=REUSE, precision="bf16",
+        memory_format=layout,
     )
     tuner = Tuner(supernet, steps, settings)
     stream = training_batches(training, settings.batch, 0.0, seed, DEVICE)

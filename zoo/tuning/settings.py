@@ -100,7 +100,7 @@ class TuningSettings:
 PRESETS: dict[str, TuningSettings] = {
     "quick": TuningSettings(
         steps=1_500, epochs=1, batch=64, anchor_rate=2e-4, stitch_rate=1e-3, weight_decay=0.05, warmup=0.1,
-        distillation=0.7, hard=False, clip=5.0, augmentation="light", init_images=1_000, reuse=2,
+        distillation=0.7, hard=False, clip=5.0, augmentation="light", init_images=1_000, reuse=4,
     ),
     # SN-Net for DeiT: learning rate 1e-4 at batch 1024, 5 of 50 epochs of warm-up
     "paper": TuningSettings(
