@@ -29,7 +29,8 @@ BASELINE = "snnet"
 RUN_FIELDS = ("seed", "selector", "route", "source", "i", "target", "j", "macs", "bucket", "reason", "top1", "seconds")
 TOGETHER = ("all both", "all")  # runs in which every candidate was tuned
 SHOWN = (
-    "klas", "klas both", "snnet", "snnet both", "direct", "random", "self", "output-kl both few", "all both",
+    "klas", "klas both", "snnet", "snnet both", "direct", "random", "self", "output-kl both few (shared buckets)",
+    "all both",
 )  # fmt: skip
 WAYS = {"up": "", "down": " down", "both ways": " both", "few up": " few", "few both ways": " both few"}
 LEVELS = 200  # of cost or accuracy at which two frontiers are compared
@@ -170,7 +171,15 @@ class Family:
         )
 
     def gain(self, selector: str, what: str) -> list[float]:
-        return self.each(selector, lambda s: gains(self.curve(selector, s), self.curve(BASELINE, s), self.ends)[what])
+        """Over SN-Net; NaN where that was not run by itself."""
+        return self.each(
+            selector,
+            lambda s: (
+                gains(self.curve(selector, s), self.curve(BASELINE, s), self.ends)[what]
+                if (BASELINE, s) in self.runs
+                else np.nan
+            ),
+        )
 
     def stitches(self, selector: str) -> list[float]:
         return self.each(selector, lambda seed: sum(bool(row["target"]) for row in self.runs[selector, seed]))

@@ -114,18 +114,25 @@ def test_stitches_run_down_from_the_larger_anchor_when_asked() -> None:
         assert one.bucket == math.floor(20 * (one.cost - whole["tiny"]) / (whole["base"] - whole["tiny"]))
 
 
-def test_both_directions_compete_in_the_same_buckets() -> None:
-    settings = SelectionSettings(pairs=PAIR, direction="both", tolerance=0.0)
+@pytest.mark.parametrize(("buckets", "each"), [(20, 10), (5, 3), (1, 1)])
+@pytest.mark.parametrize("selector", ["klas", "random"])
+def test_both_directions_have_half_of_the_buckets_each(selector: str, buckets: int, each: int) -> None:
+    settings = SelectionSettings(pairs=PAIR, direction="both", buckets=buckets, selector=selector)
     both = select(CHAINS, drawn(0), cost, settings)
-    up, down = (select(CHAINS, drawn(0), cost, replace(settings, direction=way)) for way in ("up", "down"))
-    assert {c.route for c in both.candidates} == {c.route for c in (*up.candidates, *down.candidates)}
-    winners = {c.bucket: c for c in both.chosen if c.reason == "best"}
-    for bucket, winner in winners.items():
-        rivals = [c.score for c in (*up.candidates, *down.candidates) if c.bucket == bucket and c.score is not None]
-        assert winner.score == min(rivals)
-    assert len({c.source for c in winners.values()}) == 2
-    entered = {(c.target, c.j) for c in both.chosen}
-    assert entered == {(c.target, c.j) for c in both.candidates}
+    up, down = (
+        select(CHAINS, drawn(0), cost, replace(settings, direction=way, buckets=each)) for way in ("up", "down")
+    )
+    assert [replace(c, reason="") for c in both.candidates] == [
+        replace(c, reason="") for c in (*up.candidates, *down.candidates)
+    ]
+    if selector == "klas":
+        assert both.chosen == (*up.chosen, *down.chosen)
+    assert [len(found.chosen) for found in (up, down)] == [
+        sum(c.source == source for c in both.chosen) for source in PAIR[0]
+    ]
+    empty = both.empty_buckets
+    assert empty.get(PAIR[0], ()) == up.empty_buckets.get(PAIR[0], ())
+    assert empty.get(PAIR[0][::-1], ()) == down.empty_buckets.get(PAIR[0][::-1], ())
 
 
 def test_what_was_measured_from_small_to_large_only_does_not_do_for_the_other_way() -> None:

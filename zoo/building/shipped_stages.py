@@ -42,7 +42,7 @@ class ShippedRoutes(Stage[Selection]):
         )
         settings = context.settings.selection
         seams = [route.seams[0] for route in shipped.routes if len(route.seams) == 1]
-        found = to_candidates(context.family.chains, seams, context.macs, settings.buckets)
+        found = to_candidates(context.family.chains, seams, context.macs, settings.buckets_each)
         names = list(context.family.chains)
         pairs = {tuple(sorted((one.source, one.target), key=names.index)) for one in seams}
         return Selection(

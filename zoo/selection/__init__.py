@@ -48,15 +48,17 @@ class Selection:
 
     @property
     def empty_buckets(self) -> dict[Pair, tuple[int, ...]]:
-        """Buckets of each pair that hold no candidate; pairs without any are left out."""
-        held = {pair: {c.bucket for c in self.candidates if {c.source, c.target} == {*pair}} for pair in self.pairs}
-        empty = {pair: tuple(b for b in range(self.settings.buckets) if b not in held[pair]) for pair in self.pairs}
+        """Buckets of each source and target that hold no candidate; pairs without any are left out."""
+        ways = [pair for pair in self.pairs if self.settings.direction != "down"]
+        ways += [pair[::-1] for pair in self.pairs if self.settings.direction != "up"]
+        held = {way: {c.bucket for c in self.candidates if (c.source, c.target) == way} for way in ways}
+        empty = {way: tuple(b for b in range(self.settings.buckets_each) if b not in held[way]) for way in ways}
         return {pair: buckets for pair, buckets in empty.items() if buckets}
 
     def remarks(self) -> list[str]:
-        """A sentence for each pair with cost buckets that hold no candidate."""
+        """A sentence for each pair and direction with cost buckets that hold no candidate."""
         return [
-            f"{source} → {target}: {len(empty)} of {self.settings.buckets} cost buckets hold no candidate "
+            f"{source} → {target}: {len(empty)} of {self.settings.buckets_each} cost buckets hold no candidate "
             f"({', '.join(map(str, empty))})."
             for (source, target), empty in self.empty_buckets.items()
         ]

@@ -22,12 +22,13 @@ class SelectionSettings:
     """What is chosen. The defaults are KLAS's own: 20 buckets, τ = 5 % (KLAS §3.4).
 
     Attributes:
-        buckets: of equal width in cost, between the two anchors of a pair.
+        buckets: of equal width in cost, between the two anchors of a pair; with `both` half of them for each direction.
         tolerance: τ; a bucket keeps its best candidate and all within this share of its score.
         pairs: (smaller, larger) anchors to stitch, instead of those the selector would choose.
         selector: a name of `klas_zoo.selection.selectors.SELECTORS`.
         direction: `up` stitches from the smaller anchor to the larger one, as KLAS does; `down` the other way,
-            `both` lets the two compete in the same buckets (SN-Netv2, ECCV 2024, calls this two-way stitching).
+            `both` gives each direction buckets of its own (SN-Netv2, ECCV 2024, calls this two-way stitching): scores
+            of stitches that end in different anchors do not compare.
         most: keep the best so many of each bucket, whatever τ says, and cover no target blocks, so
             that two selectors keep equally many. None: the rule of τ. Rules (`snnet`, `all`) keep theirs.
         seed: of the selectors that draw.
@@ -41,6 +42,11 @@ class SelectionSettings:
     most: int | None = None
     seed: int = 0
 
+    @property
+    def buckets_each(self) -> int:
+        """Buckets of one direction."""
+        return (self.buckets + 1) // 2 if self.direction == "both" else self.buckets
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
@@ -48,7 +54,7 @@ class Candidate:
 
     Attributes:
         cost: of the whole route, in multiply-adds, or ms where selection goes by latency.
-        bucket: 0-based, from the smaller anchor's cost to the larger one's.
+        bucket: of its direction, 0-based, from the smaller anchor's cost to the larger one's.
         score: lower is better, its unit is the selector's; None where a rule chose without one.
         terms: what the score was computed from, by name.
         reason: `best` of its bucket, `tied` within τ, `kept` among the best so many, `covers` a target

@@ -36,7 +36,7 @@ class SelectionProblem:
     settings: SelectionSettings
 
     def candidates(self, pair: Pair) -> list[Candidate]:
-        return candidates_of(self.chains, pair, self.cost, self.settings.buckets, self.settings.direction)
+        return candidates_of(self.chains, pair, self.cost, self.settings.buckets_each, self.settings.direction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +92,13 @@ def _scored(candidate: Candidate, score: float, terms: Terms) -> Candidate:
 
 
 def keep_best(candidates: Sequence[Candidate], settings: SelectionSettings) -> list[Candidate]:
-    """Marks what each bucket of one pair keeps: within τ of its lowest score, or the best so many.
+    """Marks what each bucket of one pair and direction keeps: within τ of its lowest score, or the best so many.
 
     The margin is τ times the size of the lowest score, so that scores may be negative.
     """
-    buckets: dict[int, list[Candidate]] = {}
+    buckets: dict[tuple[str, int], list[Candidate]] = {}
     for one in candidates:
-        buckets.setdefault(one.bucket, []).append(one)
+        buckets.setdefault((one.source, one.bucket), []).append(one)
     reasons: dict[Seam, str] = {}
     for inside in buckets.values():
         ranked = sorted(inside, key=_score)

@@ -53,8 +53,9 @@ def _draw(problem: SelectionProblem, measured: Measurements) -> list[Candidate]:
     for pair in problem.pairs:
         candidates = problem.candidates(pair)
         kept: set[int] = set()
-        for bucket in sorted({c.bucket for c in candidates}):
-            inside = [index for index, c in enumerate(candidates) if c.bucket == bucket]
+        places = [(pair.index(c.source), c.bucket) for c in candidates]  # stitches up before those down
+        for place in sorted(set(places)):
+            inside = [index for index, one in enumerate(places) if one == place]
             count = min(problem.settings.most or 1, len(inside))
             kept.update(generator.choice(inside, count, replace=False).tolist())
         chosen += [replace(c, reason="drawn" if k in kept else "") for k, c in enumerate(candidates)]
@@ -67,7 +68,7 @@ def _all(problem: SelectionProblem, measured: Measurements) -> list[Candidate]:
 
 def _windows(problem: SelectionProblem, measured: Measurements) -> list[Candidate]:
     return choose_by_windows(
-        problem.chains, problem.pairs, problem.cost, problem.settings.buckets, problem.settings.direction
+        problem.chains, problem.pairs, problem.cost, problem.settings.buckets_each, problem.settings.direction
     )
 
 
