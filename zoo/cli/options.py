@@ -108,7 +108,7 @@ def selector_options(command: Callable[..., Any]) -> Callable[..., Any]:
     direction = click.option(
         "--direction",
         type=click.Choice(DIRECTIONS),
-        help="Stitch up from the smaller anchor to the larger one, down from the larger to the smaller, or both. "
+        help="Stitch up from the smaller anchor to the larger one, down from the larger to the smaller, or both, with half of the buckets each. "
         "Default: the family's; up, as published, where --selector is given.",
     )
     return selector(direction(command))
