@@ -238,7 +238,7 @@ def tuning(repeats: int, steps: int = 30) -> dict[str, Any]:
     supernet = Supernet(chains, [*anchors, *routes])
     networks = {route: supernet.network(route) for route in supernet.routes}
     batch = made_up(64, 64, family.input_shape, family.num_classes)[0]
-    settings = replace(PRESETS["quick"], precision="fp32", seed=0)
+    settings = replace(PRESETS["quick"], precision="fp32", reuse=1, seed=0)
     draw = random.Random(settings.seed)
     order = [draw.choice(supernet.routes) for _ in range(steps)]
     trained = sum(3 * cost_of(route).macs for route in order)

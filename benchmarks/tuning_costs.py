@@ -72,7 +72,7 @@ def supernet_and_settings(batch: int, precision: str) -> tuple[Supernet, Any, Tu
     """Deit-micro, three stitches of each pair of neighbours, and the preset `quick`."""
     spec = find_family("deit-micro")
     family = load_family(spec)
-    settings = replace(PRESETS["quick"], precision=precision, batch=batch)  # type: ignore[arg-type]
+    settings = replace(PRESETS["quick"], precision=precision, batch=batch, reuse=1)  # type: ignore[arg-type]
     data = load_data(None, sample=spec.sample, num_classes=10, data_config=family.data_config)
     anchors = [Route.anchor(name, chain.depth) for name, chain in family.chains.items()]
     names = list(family.chains)

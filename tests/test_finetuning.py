@@ -14,6 +14,7 @@ from conftest import TINY_FAMILY
 from safetensors.torch import load_file, save_file
 from toys import write_images
 
+from klas_zoo.building import finetuning
 from klas_zoo.building.finetuning import finetune_family
 from klas_zoo.cli import main
 from klas_zoo.data.loading import load_data
@@ -115,6 +116,28 @@ def test_an_interrupted_run_ends_with_the_same_weights(place: Path) -> None:
     for anchor in ("half", "train", "float"):
         one, other = (load_file(place / folder / f"{anchor}.safetensors") for folder in ("whole", "parts"))
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_every_step_takes_a_batch_of_its_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset's several routes a batch are for stitches: one network would learn the same images again."""
+    drawn: list[int] = []
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        for batch in finetuning_batches(*arguments, **named):
+            if named.get("forever"):
+                drawn.append(len(batch[1]))
+            yield batch
+
+    finetuning_batches = finetuning.batches
+    monkeypatch.setattr(finetuning, "batches", counted)
+    assert PRESETS["quick"].reuse > 1
+    result = run(place, "--steps", "5", "--batch", "16")
+    assert result.exit_code == 0, result.stderr
+    assert drawn == [16] * 5 * 3
+    drawn.clear()
+    result = run(place, "--epochs", "2", "--batch", "16", "--out", str(place / "epochs"))
+    assert result.exit_code == 0, result.stderr
+    assert drawn == [16] * 10 * 3  # 96 images, less those held out, are five batches an epoch
 
 
 def test_contradictory_options_are_refused(place: Path) -> None:
