@@ -18,10 +18,7 @@ def coarser(family: Family, every: int) -> Family:
 
 
 def _joined(chain: Chain, every: int) -> Chain:
-    ends = [*range(every, chain.depth, every), chain.depth]
-    blocks = [nn.Sequential(*chain.blocks[end - every : end]) for end in ends[:-1]]
-    last = nn.Sequential(*chain.blocks[(len(ends) - 1) * every :])
-    layouts = [chain.layouts[end] for end in (0, *ends)]
-    return Chain(
-        chain.stem, [*blocks, last], chain.head, input_shape=chain.input_shape, layout=layouts, pool=chain.pool
-    )
+    starts = range(0, chain.depth, every)
+    blocks = [nn.Sequential(*chain.blocks[start : start + every]) for start in starts]
+    layouts = [chain.layouts[place] for place in (*starts, chain.depth)]
+    return Chain(chain.stem, blocks, chain.head, input_shape=chain.input_shape, layout=layouts, pool=chain.pool)
